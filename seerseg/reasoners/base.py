@@ -1,0 +1,50 @@
+"""The reasoner seam: something that reads a dialogue (text and slice images) and writes a reply.
+
+An implementation is a class with the methods of `Reasoner` and one entry-point line in the group `seerseg.reasoners`.
+Prompts are built so that what is shared comes first: system, images, instruction, and the request last; an implementation
+should encode the images of one case once, however many requests and samples follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from seerseg.protocols.messages import Message
+
+
+@dataclass(frozen=True)
+class ReasonerCard:
+    """Where a reasoner comes from. `identity` changes whenever its replies could; `sees_images` is False for controls
+    that read words alone."""
+
+    name: str
+    identity: str
+    licence: str = ""
+    source: str = ""
+    sees_images: bool = True
+    notes: str = ""
+
+
+@runtime_checkable
+class Reasoner(Protocol):
+    """Writes replies. Deterministic for a given seed; `samples` 1 with seed 0 is the greedy reply."""
+
+    @property
+    def card(self) -> ReasonerCard:
+        """Where it comes from."""
+        ...
+
+    def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+        """For each dialogue (ending with a user message) `samples` replies. A reply is any string at all."""
+        ...
+
+
+class ReasonerFactory(Protocol):
+    """Loads a reasoner. `source`: a folder or hub id, or None for its default; never the network when offline."""
+
+    def __call__(
+        self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True, **settings: Any
+    ) -> Reasoner: ...

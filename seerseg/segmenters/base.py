@@ -1,0 +1,141 @@
+"""The segmenter seam: a frozen model that turns prompts into masks on the volume's own grid.
+
+An implementation is a class with the attributes and methods of `Segmenter` and one entry-point line in the group
+`seerseg.segmenters` (name -> "module:factory"). A factory has the signature of `SegmenterFactory`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
+
+from seerseg.prompts import Prompt
+from seerseg.volume import Mask, Volume
+
+Status = Literal["ok", "empty", "unsupported"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a segmenter can be asked for.
+
+    text: "none", "closed" (only names of its vocabulary) or "open"; vocabulary: canonical names it is known to handle, in
+    its own spelling (empty when open and unlisted); presence: it scores whether the target is in the scan at all;
+    probabilities: it can give them; session: `session()` refines a mask over several turns; modalities: those it was made
+    for, empty when any; needs_mm: no 2D image without spacing.
+    """
+
+    text: Literal["none", "closed", "open"] = "none"
+    vocabulary: tuple[str, ...] = ()
+    box2d: bool = False
+    box3d: bool = False
+    points: bool = False
+    previous_mask: bool = False
+    session: bool = False
+    presence: bool = False
+    probabilities: bool = False
+    modalities: tuple[str, ...] = ()
+
+    def missing(self, prompt: Prompt) -> tuple[str, ...]:
+        """The kinds used by the prompt that this segmenter cannot take, sorted."""
+        able = {
+            "text": self.text != "none",
+            "class": self.text != "none",
+            "box2d": self.box2d,
+            "box3d": self.box3d,
+            "points": self.points,
+            "mask": self.previous_mask,
+        }
+        return tuple(sorted(kind for kind in prompt.kinds if not able[kind]))
+
+
+@dataclass(frozen=True)
+class ModelCard:
+    """Where a segmenter comes from. `identity` changes whenever its masks could (weights' hash, version)."""
+
+    name: str
+    identity: str
+    code_licence: str = ""
+    weights_licence: str = ""
+    source: str = ""
+    notes: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What came of one prompt.
+
+    status "ok": `mask` has at least one voxel; "empty": the segmenter looked and found nothing, `mask` is all False;
+    "unsupported": it cannot do what was asked, `mask` is None, `message` says why and `nearest` what it could do instead.
+    presence: 0..1, how sure it is that the target is in the scan (None when it does not score that).
+    """
+
+    prompt: Prompt
+    status: Status
+    mask: Mask | None = None
+    presence: float | None = None
+    message: str = ""
+    nearest: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@runtime_checkable
+class Session(Protocol):
+    """A segmentation refined over several turns on one volume."""
+
+    def add(self, prompt: Prompt) -> Segmentation:
+        """Take further boxes, points or a mask into account and return the new mask."""
+        ...
+
+    def undo(self) -> Segmentation | None:
+        """Forget the last `add`; the mask before it, None when there is none."""
+        ...
+
+    def close(self) -> None:
+        """Release what is held for the volume."""
+        ...
+
+
+@runtime_checkable
+class Segmenter(Protocol):
+    """A frozen model. Deterministic: the same volume and prompt give the same mask, alone or among others."""
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What it can be asked for."""
+        ...
+
+    @property
+    def card(self) -> ModelCard:
+        """Where it comes from."""
+        ...
+
+    def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """One Segmentation per prompt, in order, on `volume.grid`. Prompts of one call share the image encoding."""
+        ...
+
+    def session(self, volume: Volume) -> Session:
+        """SegmenterError when `capabilities.session` is False."""
+        ...
+
+
+class SegmenterFactory(Protocol):
+    """Loads a segmenter. `source`: a folder, a file or a hub id, or None for its default; never the network when offline."""
+
+    def __call__(self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> Segmenter: ...
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How weights are placed: device "cpu", "cuda", "cuda:1" or "mps"; dtype None for the default of that device."""
+
+    device: str = "cpu"
+    dtype: str | None = None
+    offline: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
