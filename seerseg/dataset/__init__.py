@@ -1,0 +1,24 @@
+"""Raw datasets: cases, subjects, requests, labels, splits, integrity."""
+
+from seerseg.dataset.raw import CaseFiles, LabelDescription, Problem, RawDataset, label_prompts, modality_of, open_dataset
+from seerseg.dataset.requests import MAX_REQUEST_CHARS, Request, check_text, read_requests, scan_requests, write_requests
+from seerseg.dataset.splits import Fold, Splits, make_splits
+
+__all__ = [
+    "MAX_REQUEST_CHARS",
+    "CaseFiles",
+    "Fold",
+    "LabelDescription",
+    "Problem",
+    "RawDataset",
+    "Request",
+    "Splits",
+    "check_text",
+    "label_prompts",
+    "make_splits",
+    "modality_of",
+    "open_dataset",
+    "read_requests",
+    "scan_requests",
+    "write_requests",
+]
