@@ -39,3 +39,15 @@ class EmptyBank:
     def retrieve(self, request: str, modality: str | None, limit: int) -> Sequence[Skill]:
         """Nothing."""
         return ()
+
+
+def named_skills(text: str, skills: Sequence[Skill]) -> tuple[str, ...]:
+    """Ids of the skills that a rationale names: by id, by tag where only one shown skill has it, or by its number [i]."""
+    folded = text.casefold()
+    tags = [skill.tag for skill in skills]
+    named = [
+        skill.id
+        for number, skill in enumerate(skills, start=1)
+        if skill.id.casefold() in folded or f"[{number}]" in text or (tags.count(skill.tag) == 1 and skill.tag.casefold() in folded)
+    ]
+    return tuple(named)
