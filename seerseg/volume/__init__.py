@@ -1,5 +1,37 @@
 """Grids, volumes, masks, and the files they come from and go to. The only owner of affines, nibabel and SimpleITK."""
 
+from seerseg.volume.files import (
+    IMAGE_ENDINGS,
+    image_stem,
+    is_image,
+    read_case,
+    read_grid,
+    read_labels,
+    read_volume,
+    write_labels,
+    write_volume,
+)
 from seerseg.volume.grid import Grid, Mask, SourceGeometry, Volume, intensity_percentiles
+from seerseg.volume.nifti import read_legend
+from seerseg.volume.orientation import source_of
+from seerseg.volume.resampling import resample
 
-__all__ = ["Grid", "Mask", "SourceGeometry", "Volume", "intensity_percentiles"]
+__all__ = [
+    "IMAGE_ENDINGS",
+    "Grid",
+    "Mask",
+    "SourceGeometry",
+    "Volume",
+    "image_stem",
+    "intensity_percentiles",
+    "is_image",
+    "read_case",
+    "read_grid",
+    "read_labels",
+    "read_legend",
+    "read_volume",
+    "resample",
+    "source_of",
+    "write_labels",
+    "write_volume",
+]

@@ -1,0 +1,163 @@
+"""Reading and writing scans and label maps, whatever file they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seerseg.errors import GeometryError, ImageError
+from seerseg.volume.grid import Grid, SourceGeometry, Volume
+from seerseg.volume.nifti import open_nifti, write_nifti
+from seerseg.volume.orientation import check_overlap, lattice_map, source_of
+from seerseg.volume.resampling import resample
+from seerseg.volume.stored import Stored, canonical_integers, canonical_intensities
+
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+
+
+def _ending(path: Path) -> str | None:
+    return next((e for e in IMAGE_ENDINGS if path.name.lower().endswith(e) and len(path.name) > len(e)), None)
+
+
+def is_image(path: str | Path) -> bool:
+    """Whether the name of a file ends as an image does, or a folder holds a DICOM series."""
+    path = Path(path)
+    return _ending(path) is not None and not path.is_dir()
+
+
+def image_stem(path: str | Path) -> str:
+    """The name without its image ending: "a/case_0000.nii.gz" -> "case_0000"; a folder's or other file's name as it is."""
+    path = Path(path)
+    ending = _ending(path)
+    return path.name[: -len(ending)] if ending else path.name
+
+
+def open_stored(path: str | Path) -> Stored:
+    """Read the header of any supported image; ImageError or GeometryError with a sentence when that is impossible."""
+    path = Path(path)
+    if not path.exists():
+        raise ImageError(f"There is no file {path}.")
+    ending = _ending(path)
+    if ending in (".nii", ".nii.gz"):
+        return open_nifti(path)
+    raise ImageError(f"{path} is no image that SeerSeg reads. It reads {', '.join(IMAGE_ENDINGS)} and folders of DICOM files.")
+
+
+def read_volume(path: str | Path, *, channel: int = 0, modality: str | None = None, name: str = "") -> Volume:
+    """Read one channel of a scan as a canonical volume, int16 where lossless, else float32.
+
+    modality: as given, else what the file says (DICOM), else None. What was decided on the way is in `source.notes`.
+    """
+    stored = open_stored(path)
+    array, notes = canonical_intensities(stored)
+    source = replace(stored.source, notes=(*stored.source.notes, *notes))
+    return Volume(array, stored.grid, modality or stored.modality, channel, source, name or image_stem(path))
+
+
+def read_grid(path: str | Path) -> tuple[Grid, SourceGeometry]:
+    """The canonical grid and the source geometry, from the header only."""
+    stored = open_stored(path)
+    return stored.grid, stored.source
+
+
+def read_case(
+    paths: Sequence[Path], *, modalities: Sequence[str | None] | None = None, resample_channels: bool = False, name: str = ""
+) -> list[Volume]:
+    """One volume per channel, all on the first channel's grid.
+
+    A channel stored in other orientation but on the same voxels is flipped exactly. One on another grid is a
+    GeometryError naming both files and the distance in mm, unless `resample_channels` (linear, 0 outside).
+    """
+    volumes: list[Volume] = []
+    for channel, path in enumerate(paths):
+        volume = read_volume(path, channel=channel, modality=modalities[channel] if modalities else None, name=name)
+        if volumes and not volume.grid.close_to(volumes[0].grid):
+            volume = _onto(volume, volumes[0], Path(path), Path(paths[0]), resample_channels)
+        volumes.append(volume)
+    return volumes
+
+
+def _onto(volume: Volume, first: Volume, path: Path, first_path: Path, allowed: bool) -> Volume:
+    lattice = lattice_map(volume.grid, first.grid)
+    if lattice is not None and volume.grid.size == first.grid.size and volume.grid.diagonal_mm == first.grid.diagonal_mm:
+        array = lattice.place(volume.array, first.grid.shape_zyx)
+        return replace(volume, array=np.ascontiguousarray(array), grid=first.grid)
+    if not allowed:
+        distance = volume.grid.corner_distance_mm(first.grid)
+        how = (
+            f"their corners are up to {distance:.3g} mm apart"
+            if np.isfinite(distance)
+            else f"shapes (z, y, x) {volume.grid.shape_zyx} and {first.grid.shape_zyx}"
+        )
+        raise GeometryError(
+            f"{path} and {first_path} are channels of one case but lie on different grids ({how}). "
+            "Resample them to one grid, or use --resample_channels to resample to the first channel."
+        )
+    check_overlap(volume.grid, first.grid, str(path))
+    array = resample(volume.array, volume.grid, first.grid, order=1)
+    assert volume.source is not None
+    source = replace(volume.source, notes=(*volume.source.notes, "resampled to the grid of channel 0"))
+    return replace(volume, array=array, grid=first.grid, source=source)
+
+
+def read_labels(path: str | Path, like: Grid | None = None) -> tuple[NDArray[Any], Grid]:
+    """Read a label map as canonical integers (Z, Y, X): the smallest of uint8, uint16, int16 and int32.
+
+    With `like` the labels come on that grid: exactly where both are parts of one lattice (flipped, permuted, cropped),
+    else the nearest neighbour in world position. GeometryError when the fields of view do not overlap.
+    """
+    stored = open_stored(path)
+    if like is not None:
+        check_overlap(stored.grid, like, str(path))
+    array = canonical_integers(stored)
+    if like is None or stored.grid.close_to(like, 1e-6):
+        return array, like or stored.grid
+    lattice = lattice_map(stored.grid, like)
+    if lattice is not None:
+        return np.ascontiguousarray(lattice.place(array, like.shape_zyx)), like
+    return resample(array, stored.grid, like, order=0), like
+
+
+def write_labels(
+    array_zyx: NDArray[Any], grid: Grid, source: SourceGeometry, path: str | Path, *, legend: dict[int, str] | None = None
+) -> None:
+    """Write a canonical mask or label map as NIfTI in its source's own orientation, affine and header geometry.
+
+    The type is the smallest unsigned one. GeometryError when `grid` is not the source's canonical grid; OutputError when
+    the file cannot be written. The legend, value -> name, is kept in a header extension (see `read_legend`).
+    """
+    path = Path(path)
+    _check_source(grid, source, path)
+    if array_zyx.dtype == np.bool_:
+        array = array_zyx.view(np.uint8) if array_zyx.flags.c_contiguous else array_zyx.astype(np.uint8)
+    else:
+        high = int(array_zyx.max())
+        if array_zyx.dtype.kind not in "iu" or int(array_zyx.min()) < 0 or high >= 1 << 32:
+            raise ValueError(f"labels must be whole numbers from 0, not {array_zyx.dtype} reaching {array_zyx.min()}")
+        array = array_zyx.astype(np.min_scalar_type(high), copy=False)
+    write_nifti(array, source, path, label=True, legend=legend)
+
+
+def write_volume(volume: Volume, path: str | Path, *, as_source: bool = False) -> None:
+    """Write a volume as NIfTI: canonical, or with `as_source` in the orientation and header geometry of its source."""
+    path = Path(path)
+    source = volume.source if as_source and volume.source is not None else source_of(volume.grid)
+    _check_source(volume.grid, source, path)
+    array = volume.array.astype(np.uint8) if volume.array.dtype == np.bool_ else volume.array
+    write_nifti(array, source, path, label=False)
+
+
+def _check_source(grid: Grid, source: SourceGeometry, path: Path) -> None:
+    from seerseg.volume.orientation import canonical_grid
+
+    expected = canonical_grid(source.shape_xyz, source.affine, source.orientation)
+    if not grid.close_to(expected):
+        raise GeometryError(
+            f"Cannot write {path}: the mask lies on a grid of {grid.shape_zyx} voxels, {grid.corner_distance_mm(expected):.3g} mm "
+            f"from that of its scan ({expected.shape_zyx}). Resample it first."
+        )
