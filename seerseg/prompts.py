@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +36,19 @@ class Box3D:
 
     lo: tuple[float, float, float]
     hi: tuple[float, float, float]
+
+
+def box_voxels(lo: Sequence[float], hi: Sequence[float], sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Along each axis, the voxels of 0..size whose centres (i + 1/2 in edge numbers) lie from lo to hi; at least the nearest one."""
+    spans = []
+    for low, high, size in zip(lo, hi, sizes, strict=True):
+        first = min(max(math.ceil(low - 0.5), 0), size)
+        last = min(max(math.floor(high - 0.5) + 1, 0), size)
+        if first >= last:
+            first = min(max(math.floor((low + high) / 2), 0), size - 1)
+            last = first + 1
+        spans.append(slice(first, last))
+    return tuple(spans)
 
 
 @dataclass(frozen=True)

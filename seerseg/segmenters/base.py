@@ -11,6 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+import numpy as np
+
+from seerseg.errors import SegmenterError
 from seerseg.prompts import Prompt
 from seerseg.volume import Mask, Volume
 
@@ -38,8 +41,9 @@ class Capabilities:
     probabilities: bool = False
     modalities: tuple[str, ...] = ()
 
-    def missing(self, prompt: Prompt) -> tuple[str, ...]:
-        """The kinds used by the prompt that this segmenter cannot take, sorted."""
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The prompt kinds that this segmenter can take (see `Prompt.kinds`)."""
         able = {
             "text": self.text != "none",
             "class": self.text != "none",
@@ -48,7 +52,11 @@ class Capabilities:
             "points": self.points,
             "mask": self.previous_mask,
         }
-        return tuple(sorted(kind for kind in prompt.kinds if not able[kind]))
+        return tuple(kind for kind, can in able.items() if can)
+
+    def missing(self, prompt: Prompt) -> tuple[str, ...]:
+        """The kinds used by the prompt that this segmenter cannot take, sorted."""
+        return tuple(sorted(prompt.kinds.difference(self.kinds)))
 
 
 @dataclass(frozen=True)
@@ -83,6 +91,38 @@ class Segmentation:
     message: str = ""
     nearest: tuple[str, ...] = ()
     seconds: float = 0.0
+
+
+KIND_WORDS = {
+    "text": "text",
+    "class": "class names",
+    "box2d": "boxes on a slice",
+    "box3d": "3D boxes",
+    "points": "points",
+    "mask": "a previous mask",
+}
+
+
+def refusal(name: str, capabilities: Capabilities, volume: Volume, prompt: Prompt) -> Segmentation | None:
+    """The "unsupported" Segmentation for a prompt that is empty, lies outside the volume, or is of a kind that `capabilities`
+    lacks (`nearest` then lists the kinds that it has); None when the prompt can be tried. For implementations to call first."""
+    try:
+        prompt.check(volume.grid)
+    except SegmenterError as fault:
+        return Segmentation(prompt, "unsupported", message=str(fault))
+    missing = capabilities.missing(prompt)
+    if not missing:
+        return None
+    able = capabilities.kinds
+    can = ", ".join(KIND_WORDS[kind] for kind in able) or "nothing"
+    message = f"The segmenter {name} cannot take {' or '.join(KIND_WORDS[kind] for kind in missing)}; it takes {can}."
+    return Segmentation(prompt, "unsupported", message=message, nearest=able)
+
+
+def answered(volume: Volume, prompt: Prompt, array: Any, *, presence: float | None = None, seconds: float = 0.0) -> Segmentation:
+    """The "ok" or "empty" Segmentation whose mask is the array (Z, Y, X) on the volume's grid, named after the prompt."""
+    mask = Mask(np.ascontiguousarray(array, dtype=np.bool_), volume.grid, prompt.text or prompt.class_name or "")
+    return Segmentation(prompt, "ok" if mask.array.any() else "empty", mask, presence, seconds=seconds)
 
 
 @runtime_checkable

@@ -1,0 +1,198 @@
+"""Memory for a segmenter's answers: in a GRPO group, and over paraphrases of one request, most prompts repeat."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seerseg.errors import SegmenterError
+from seerseg.prompts import Prompt
+from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session, Status
+from seerseg.volume import Mask, Volume
+
+Key = tuple[str, int, str, str]
+OVERHEAD_BYTES = 1024
+"""Charged for each answer beside its bits: keys, prompt-free fields and the containers they lie in."""
+
+
+@dataclass(frozen=True)
+class CacheStatistics:
+    """hits: prompts answered without the segmenter (from memory, from a twin in the same call, or from another thread's
+    computation); misses: prompts forwarded; evictions; entries and bytes held now."""
+
+    hits: int
+    misses: int
+    evictions: int
+    entries: int
+    bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Answer:
+    """One answer; `bits` are the packed voxels of the mask's bounding box [lo, lo + shape), None when there is no mask."""
+
+    status: Status
+    lo: tuple[int, int, int]
+    shape: tuple[int, int, int]
+    bits: NDArray[np.uint8] | None
+    name: str
+    presence: float | None
+    message: str
+    nearest: tuple[str, ...]
+
+    @property
+    def bytes(self) -> int:
+        return OVERHEAD_BYTES + (0 if self.bits is None else self.bits.nbytes) + len(self.message) + len(self.name)
+
+
+class CachedSegmenter:
+    """A segmenter that remembers what `segmenter` answered, keyed by (volume.content_hash, volume.channel, card.identity, prompt.key).
+
+    Masks are bit-identical to the uncached ones and fresh arrays each time. At most `max_bytes` are held, the least recently used
+    dropped first. Thread-safe: two threads that ask for the same thing compute it once; a call's misses go to the segmenter in one
+    call, so they share its image encoding. A failed computation is not remembered. Sessions go to the segmenter unremembered.
+    """
+
+    def __init__(self, segmenter: Segmenter, *, max_bytes: int = 256 * 2**20) -> None:
+        if max_bytes < 0:
+            raise SegmenterError(f"The segmenter cache cannot hold {max_bytes} bytes; give 0 or more.")
+        self._segmenter = segmenter
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[Key, _Answer] = OrderedDict()
+        self._pending: dict[Key, Future[_Answer]] = {}
+        self._bytes = self._hits = self._misses = self._evictions = 0
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The segmenter's own."""
+        return self._segmenter.capabilities
+
+    @property
+    def card(self) -> ModelCard:
+        """The segmenter's own."""
+        return self._segmenter.card
+
+    @property
+    def statistics(self) -> CacheStatistics:
+        """Counts since it was made."""
+        with self._lock:
+            return CacheStatistics(self._hits, self._misses, self._evictions, len(self._held), self._bytes)
+
+    def session(self, volume: Volume) -> Session:
+        """The segmenter's own session."""
+        return self._segmenter.session(volume)
+
+    def clear(self) -> None:
+        """Forget all answers; counts are kept."""
+        with self._lock:
+            self._held.clear()
+            self._bytes = 0
+
+    def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        """As `Segmenter.segment`; `seconds` of a remembered answer is the time it took to remember it."""
+        identity = self._segmenter.card.identity
+        keys: list[Key] = [(volume.content_hash, volume.channel, identity, prompt.key) for prompt in prompts]
+        made: dict[int, Segmentation] = {}
+        answers: dict[Key, _Answer] = {}
+        counted: set[Key] = set()
+        while len(answers) < len(set(keys)):
+            own, awaited = self._claim([key for key in dict.fromkeys(keys) if key not in answers], answers)
+            if own:
+                self._compute(volume, prompts, keys, own, made, answers)
+                counted.update(own)
+            for key, future in awaited.items():
+                try:
+                    answers[key] = future.result()
+                except Exception:  # the other thread's fault may be one of its own prompts': this thread asks again for itself
+                    continue
+        with self._lock:
+            self._hits += len(keys) - len(counted)
+            self._misses += len(counted)
+        return [made[i] if i in made else _unpacked(volume, prompts[i], answers[key]) for i, key in enumerate(keys)]
+
+    def _claim(self, wanted: list[Key], answers: dict[Key, _Answer]) -> tuple[list[Key], dict[Key, Future[_Answer]]]:
+        """Sort the wanted keys into remembered (put in `answers`), to be computed here, and being computed by another thread."""
+        own: list[Key] = []
+        awaited: dict[Key, Future[_Answer]] = {}
+        with self._lock:
+            for key in wanted:
+                if key in self._held:
+                    self._held.move_to_end(key)
+                    answers[key] = self._held[key]
+                elif key in self._pending:
+                    awaited[key] = self._pending[key]
+                else:
+                    self._pending[key] = Future()
+                    own.append(key)
+        return own, awaited
+
+    def _compute(
+        self,
+        volume: Volume,
+        prompts: Sequence[Prompt],
+        keys: list[Key],
+        own: list[Key],
+        made: dict[int, Segmentation],
+        answers: dict[Key, _Answer],
+    ) -> None:
+        """One call of the segmenter for the keys claimed here; each first asker gets the segmenter's own object."""
+        first = [keys.index(key) for key in own]
+        try:
+            results = self._segmenter.segment(volume, [prompts[i] for i in first])
+            if len(results) != len(own):
+                raise SegmenterError(f"The segmenter {self.card.name} answered {len(own)} prompts with {len(results)} results.")
+            packed = [_packed(result) for result in results]
+        except BaseException as fault:
+            with self._lock:
+                futures = [self._pending.pop(key) for key in own]
+            for future in futures:
+                future.set_exception(fault if isinstance(fault, Exception) else SegmenterError("The computation was interrupted."))
+            raise
+        for i, key, result, answer in zip(first, own, results, packed, strict=True):
+            made[i], answers[key] = result, answer
+            with self._lock:
+                self._keep(key, answer)
+                future = self._pending.pop(key)
+            future.set_result(answer)
+
+    def _keep(self, key: Key, answer: _Answer) -> None:
+        if answer.bytes > self._max_bytes:
+            return
+        self._held[key] = answer
+        self._bytes += answer.bytes
+        while self._bytes > self._max_bytes:
+            _, dropped = self._held.popitem(last=False)
+            self._bytes -= dropped.bytes
+            self._evictions += 1
+
+
+def _packed(result: Segmentation) -> _Answer:
+    lo, shape, bits, name = (0, 0, 0), (0, 0, 0), None, ""
+    if result.mask is not None:
+        array, name = result.mask.array, result.mask.name
+        spans = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        if spans[0].size:
+            lo = (int(spans[0][0]), int(spans[1][0]), int(spans[2][0]))
+            shape = (int(spans[0][-1]) - lo[0] + 1, int(spans[1][-1]) - lo[1] + 1, int(spans[2][-1]) - lo[2] + 1)
+        bits = np.packbits(array[tuple(slice(start, start + n) for start, n in zip(lo, shape, strict=True))])
+    return _Answer(result.status, lo, shape, bits, name, result.presence, result.message, result.nearest)
+
+
+def _unpacked(volume: Volume, prompt: Prompt, answer: _Answer) -> Segmentation:
+    start = time.perf_counter()
+    mask = None
+    if answer.bits is not None:
+        array = np.zeros(volume.grid.shape_zyx, dtype=np.bool_)
+        voxels = np.unpackbits(answer.bits, count=int(np.prod(answer.shape))).view(np.bool_).reshape(answer.shape)
+        array[tuple(slice(lo, lo + n) for lo, n in zip(answer.lo, answer.shape, strict=True))] = voxels
+        mask = Mask(array, volume.grid, answer.name)
+    seconds = time.perf_counter() - start
+    return Segmentation(prompt, answer.status, mask, answer.presence, answer.message, answer.nearest, seconds)
