@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -152,14 +152,14 @@ class Dialogue:
             return read
         skills = named_skills(read.rationale, self.skills)
         if read.target is None:
-            return Answer(**{**vars(read), "skills": skills})
+            return replace(read, skills=skills)
         name = self.targets.resolve(read.target)
         if name is None:
             return Fault(f"The answer {read.target!r} is none of the {len(self.targets.names)} names that may be answered.")
         prompt = read.prompt
         if prompt is not None and prompt.text is not None:
-            prompt = Prompt(**{**vars(prompt), "text": name})
-        return Answer(**{**vars(read), "target": name, "prompt": prompt, "skills": skills})
+            prompt = replace(prompt, text=name)
+        return replace(read, target=name, prompt=prompt, skills=skills)
 
 
 def open_dialogues(

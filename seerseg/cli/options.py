@@ -25,7 +25,7 @@ class Fault(click.ClickException):
 
     def __init__(self, error: SeerSegError) -> None:
         super().__init__(str(error))
-        self.exit_code = error.exit_code
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click declares it on the class
 
 
 class Several(click.Option):

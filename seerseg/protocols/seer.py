@@ -66,10 +66,10 @@ class SeerProtocol:
             return Fault("The reply's answer is empty.")
         if len(answer) > MAX_ANSWER_CHARS or "<" in answer or ">" in answer:
             return Fault("The reply's answer is not a name.")
-        said = {part: (found[part] or "").strip() for part in ("evidence", "rationale")}
+        evidence, rationale = ((found[part] or "").strip() for part in ("evidence", "rationale"))
         if normalise_name(answer) == ABSENT:
-            return Answer(target=None, prompt=None, absent=True, **said)
-        return Answer(target=answer, prompt=Prompt(text=answer), **said)
+            return Answer(target=None, prompt=None, evidence=evidence, rationale=rationale, absent=True)
+        return Answer(target=answer, prompt=Prompt(text=answer), evidence=evidence, rationale=rationale)
 
     def target(self, trace: Trace, views: CaseViews) -> str:
         """The reply of an SFT sample; it reads back as the trace's answer."""

@@ -1,0 +1,266 @@
+"""A SeerSeg that can predict: which reasoner, segmenter, protocol, bank, views and targets belong together.
+
+On disk a trained one is a folder with `manifest.json` (schema 1):
+
+    {"schema": 1, "protocol": "seer", "dataset": "Dataset004_Hippocampus" | null, "fold": 0 | null,
+     "reasoner": "lexicon" | folder name inside this folder | hub id, "segmenter": "nano" | ...,
+     "segmenter_identity": "..." | null, "views": {...} | null, "targets": ["...", ...], "closed": true | false,
+     "label_values": {"anterior hippocampus": [1], ...} | null, "bank": "frozen" | "none", "plans": "plans.json" | null}
+
+Nothing in it can run code. Parts are loaded when first used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from seerseg.episode import Targets
+from seerseg.errors import ModelError, UsageError
+from seerseg.paths import read_json, resolve_dataset, safe_name, write_json
+from seerseg.protocols import load_protocol
+from seerseg.protocols.base import Protocol
+from seerseg.reasoners.base import Reasoner
+from seerseg.segmenters.base import Segmenter
+from seerseg.skills.base import EmptyBank, Retriever
+from seerseg.views import ViewSpec
+
+MANIFEST = "manifest.json"
+MANIFEST_SCHEMA = 1
+DEFAULT_REASONER = "lexicon"
+DEFAULT_SEGMENTER = "nano"
+DEFAULT_PROTOCOL = "seer"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a manifest says. Names of parts that lie inside the model folder are already resolved to paths."""
+
+    reasoner: str = DEFAULT_REASONER
+    segmenter: str = DEFAULT_SEGMENTER
+    protocol: str = DEFAULT_PROTOCOL
+    views: ViewSpec | None = None
+    targets: tuple[str, ...] = ()
+    closed: bool = False
+    label_values: Mapping[str, tuple[int, ...]] | None = None
+    dataset: str | None = None
+    fold: int | None = None
+    bank: str = "none"
+    segmenter_identity: str | None = None
+    folder: Path | None = None
+
+
+@dataclass(eq=False)
+class Model:
+    """The loaded parts of one SeerSeg; each is loaded when first used, and once."""
+
+    spec: ModelSpec
+    device: str = "cpu"
+    dtype: str | None = None
+    offline: bool = True
+    reasoner_given: Reasoner | None = None
+    segmenter_given: Segmenter | None = None
+    bank: Retriever = field(default_factory=EmptyBank)
+
+    @cached_property
+    def protocol(self) -> Protocol:
+        """The dialogue grammar."""
+        return load_protocol(self.spec.protocol)
+
+    @cached_property
+    def reasoner(self) -> Reasoner:
+        """The reasoner."""
+        if self.reasoner_given is not None:
+            return self.reasoner_given
+        from seerseg.reasoners import load_reasoner
+
+        return load_reasoner(self.spec.reasoner, device=self.device, dtype=self.dtype, offline=self.offline)
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        """The frozen segmenter, behind the memoising cache; ModelError when it is another than the manifest's, or cannot
+        take what the protocol's answers are made of."""
+        from seerseg.segmenters import load_segmenter
+        from seerseg.segmenters.cache import CachedSegmenter
+
+        made = self.segmenter_given or load_segmenter(self.spec.segmenter, device=self.device, dtype=self.dtype, offline=self.offline)
+        expected = self.spec.segmenter_identity
+        if expected is not None and made.card.identity != expected:
+            raise ModelError(
+                f"The model in {self.spec.folder} was trained with segmenter {self.spec.segmenter!r} of identity {expected}, "
+                f"but the one here is {made.card.identity}. Install the same weights, or name another with --segmenter."
+            )
+        able = made.capabilities
+        takes = {"text": able.text != "none", "class": able.text != "none", "box2d": able.box2d, "box3d": able.box3d, "points": able.points}
+        lacking = sorted(kind for kind in self.protocol.prompt_kinds if not takes.get(kind, False))
+        if lacking:
+            raise ModelError(
+                f"The protocol {self.protocol.name!r} answers with {', '.join(lacking)}, which the segmenter {made.card.name!r} cannot take. "
+                "Choose another segmenter with --segmenter or another protocol with --protocol."
+            )
+        return made if isinstance(made, CachedSegmenter) else CachedSegmenter(made)
+
+    @cached_property
+    def targets(self) -> Targets:
+        """The names that may be answered: the dataset's, else what the segmenter lists."""
+        if self.spec.targets:
+            return Targets(self.spec.targets, closed=self.spec.closed)
+        able = self.segmenter.capabilities
+        return Targets(able.vocabulary, closed=able.text == "closed")
+
+    @property
+    def view_spec(self) -> ViewSpec:
+        """The views that the reasoner is shown."""
+        return self.spec.views or self.protocol.view_spec
+
+    @cached_property
+    def identity(self) -> str:
+        """Hex digest of everything that could change a mask: for resume and records."""
+        parts = {
+            "protocol": self.protocol.name,
+            "reasoner": self.reasoner.card.identity,
+            "segmenter": self.segmenter.card.identity,
+            "bank": self.bank.identity,
+            "views": self.view_spec.to_json(),
+            "targets": list(self.targets.names),
+            "closed": self.targets.closed,
+        }
+        return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    def describe(self) -> dict[str, Any]:
+        """What is written beside every result."""
+        return {
+            "protocol": self.protocol.name,
+            "reasoner": self.reasoner.card.name,
+            "reasoner_identity": self.reasoner.card.identity,
+            "segmenter": self.segmenter.card.name,
+            "segmenter_identity": self.segmenter.card.identity,
+            "bank": self.spec.bank,
+            "dataset": self.spec.dataset,
+            "fold": self.spec.fold,
+            "identity": self.identity,
+        }
+
+
+def read_spec(folder: Path) -> ModelSpec:
+    """The spec of a model folder; ModelError when it is none or damaged."""
+    path = folder / MANIFEST
+    if not folder.is_dir():
+        raise ModelError(f"There is no model folder {folder}.")
+    value = read_json(path, ModelError, schema=MANIFEST_SCHEMA)
+    try:
+        values = value.get("label_values")
+        return ModelSpec(
+            reasoner=_inside(folder, value["reasoner"]),
+            segmenter=_inside(folder, value["segmenter"]),
+            protocol=str(value["protocol"]),
+            views=ViewSpec.from_json(value["views"]) if value.get("views") else None,
+            targets=tuple(str(t) for t in value.get("targets", ())),
+            closed=bool(value.get("closed", False)),
+            label_values={str(k): tuple(int(i) for i in v) for k, v in values.items()} if values else None,
+            dataset=value.get("dataset"),
+            fold=value.get("fold"),
+            bank=str(value.get("bank", "none")),
+            segmenter_identity=value.get("segmenter_identity"),
+            folder=folder,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path} is damaged: {type(error).__name__} {error}. Export the model again.") from None
+
+
+def write_spec(folder: Path, spec: ModelSpec) -> None:
+    """Write `manifest.json`; parts that lie inside the folder are named relative to it."""
+
+    def name(part: str) -> str:
+        path = Path(part)
+        return path.relative_to(folder).as_posix() if path.is_absolute() and path.is_relative_to(folder) else part
+
+    write_json(
+        folder / MANIFEST,
+        {
+            "schema": MANIFEST_SCHEMA,
+            "protocol": spec.protocol,
+            "dataset": spec.dataset,
+            "fold": spec.fold,
+            "reasoner": name(spec.reasoner),
+            "segmenter": name(spec.segmenter),
+            "segmenter_identity": spec.segmenter_identity,
+            "views": spec.views.to_json() if spec.views else None,
+            "targets": list(spec.targets),
+            "closed": spec.closed,
+            "label_values": {k: list(v) for k, v in spec.label_values.items()} if spec.label_values else None,
+            "bank": spec.bank,
+        },
+    )
+
+
+def _inside(folder: Path, part: Any) -> str:
+    """A part of the manifest: a path when the folder holds it, else a name; nothing may point out of the folder."""
+    text = str(part)
+    if ".." in Path(text).parts:
+        raise ModelError(f"{folder / MANIFEST} names {text!r}, which points out of the model folder.")
+    return str(folder / text) if (folder / text).exists() else text
+
+
+def run_name(plans: str, protocol: str, reasoner: str, segmenter: str) -> str:
+    """The folder name of a run, file-system-safe."""
+    return "__".join(safe_name(part, 60) for part in (plans, protocol, reasoner, segmenter))
+
+
+def find_run(results: Path, dataset: str, fold: int, *, plans: str | None = None, hints: Mapping[str, str | None] | None = None) -> Path:
+    """The one run folder of a dataset and fold; several are listed, never guessed.
+
+    hints: "protocol", "reasoner", "segmenter" -> name, None for any.
+    """
+    root = results / resolve_dataset(dataset, results)
+    wanted = [plans, *((hints or {}).get(part) for part in ("protocol", "reasoner", "segmenter"))]
+    found = []
+    for path in sorted(root.iterdir()):
+        parts = path.name.split("__")
+        fits = len(parts) == 4 and all(want is None or safe_name(want, 60) == part for want, part in zip(wanted, parts, strict=True))
+        if fits and (path / f"fold_{fold}" / MANIFEST).is_file():
+            found.append(path)
+    if not found:
+        raise ModelError(f"{root} holds no trained model of fold {fold}. Train one, or give a model folder with -m.")
+    if len(found) > 1:
+        raise UsageError(f"Several models of fold {fold} fit: {', '.join(p.name for p in found)}. Say which, with -m {found[0]}/fold_{fold}.")
+    return found[0] / f"fold_{fold}"
+
+
+def open_model(
+    folder: Path | None = None,
+    *,
+    reasoner: str | Reasoner | None = None,
+    segmenter: str | Segmenter | None = None,
+    protocol: str | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    offline: bool = True,
+) -> Model:
+    """The model in a folder, or the shipped defaults; what is given besides replaces a part."""
+    spec = read_spec(folder) if folder is not None else ModelSpec()
+    changes: dict[str, Any] = {}
+    if isinstance(reasoner, str):
+        changes["reasoner"] = reasoner
+    if segmenter is not None:
+        changes["segmenter_identity"] = None
+    if isinstance(segmenter, str):
+        changes["segmenter"] = segmenter
+    if protocol is not None:
+        changes["protocol"] = protocol
+    spec = replace(spec, **changes)
+    return Model(
+        spec=spec,
+        device=device,
+        dtype=dtype,
+        offline=offline,
+        reasoner_given=None if reasoner is None or isinstance(reasoner, str) else reasoner,
+        segmenter_given=None if segmenter is None or isinstance(segmenter, str) else segmenter,
+    )
+
+
