@@ -1,0 +1,55 @@
+"""Dice, NSD, HD95, lesions; stability over paraphrases; intervals by subject. What each number means is said once, in its function."""
+
+from seerseg.metrics.lesions import LESION_RULE, LesionScores, score_lesions
+from seerseg.metrics.masks import (
+    DEFAULT_TOLERANCE_MM,
+    SURFACE_RULE,
+    MaskScores,
+    SurfaceDistances,
+    assd,
+    dice,
+    hd95,
+    iou,
+    is_flat,
+    largest_extent,
+    nsd,
+    score_masks,
+    surface_distances,
+    surface_voxels,
+    volume_ml,
+)
+from seerseg.metrics.statistics import (
+    Interval,
+    PairedDifference,
+    ParaphraseScores,
+    bootstrap_interval,
+    over_paraphrases,
+    paired_bootstrap,
+)
+
+__all__ = [
+    "DEFAULT_TOLERANCE_MM",
+    "LESION_RULE",
+    "SURFACE_RULE",
+    "Interval",
+    "LesionScores",
+    "MaskScores",
+    "PairedDifference",
+    "ParaphraseScores",
+    "SurfaceDistances",
+    "assd",
+    "bootstrap_interval",
+    "dice",
+    "hd95",
+    "iou",
+    "is_flat",
+    "largest_extent",
+    "nsd",
+    "over_paraphrases",
+    "paired_bootstrap",
+    "score_lesions",
+    "score_masks",
+    "surface_distances",
+    "surface_voxels",
+    "volume_ml",
+]
