@@ -2,7 +2,7 @@
 
 from seerseg.dataset.raw import CaseFiles, LabelDescription, Problem, RawDataset, label_prompts, modality_of, open_dataset
 from seerseg.dataset.requests import MAX_REQUEST_CHARS, Request, check_text, read_requests, scan_requests, write_requests
-from seerseg.dataset.splits import Fold, Splits, make_splits
+from seerseg.dataset.splits import Fold, Splits, check_splits, load_or_make_splits, load_splits, make_splits
 
 __all__ = [
     "MAX_REQUEST_CHARS",
@@ -13,8 +13,11 @@ __all__ = [
     "RawDataset",
     "Request",
     "Splits",
+    "check_splits",
     "check_text",
     "label_prompts",
+    "load_or_make_splits",
+    "load_splits",
     "make_splits",
     "modality_of",
     "open_dataset",
