@@ -1,0 +1,223 @@
+"""One array in one file that cannot be read wrongly: a blosc2 frame with a seal behind it.
+
+    [ b2nd frame: the array, readable by any blosc2 ][ pool ][ seal: JSON, table ][ footer, 48 bytes ]
+
+Blosc2 keeps no checksums, and its parser may crash on damaged bytes. So SeerSeg parses no frame: the seal says where each
+chunk's bytes lie and what their CRC-32 is, and only bytes that pass are decompressed. The pool holds the chunks that a
+frame keeps as a mere flag (all zeros), so that every chunk is read in the same way. A chunk is a single block, which makes
+its decompressed bytes plain C order. The frame's own metadata ("seerseg" in vlmeta) repeat the seal's JSON for other tools.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import struct
+import zlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seerseg.errors import StoreError
+from seerseg.paths import write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+MAGIC = b"SeerSeal"
+FOOTER = struct.Struct("<8sQQQ16s")  # magic, length of the JSON, length of the table, size of the file, BLAKE2b of seal and these sizes
+ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
+TAIL_BYTES = 1 << 15
+SCHEMA = 1
+MEND = "Run seerseg_preprocess again; it redoes this case only."
+
+
+@dataclass(frozen=True, eq=False)
+class Sealed:
+    """A sealed file whose seal was read and found whole; chunks are checked whenever they are read.
+
+    shape, chunk: voxels per axis, as many axes each; metadata: what the writer gave; table: one ENTRY per chunk, C order.
+    It holds no open file, so it may be pickled and used by several threads.
+    """
+
+    path: Path
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    chunk: tuple[int, ...]
+    metadata: dict[str, Any]
+    table: NDArray[np.void]
+    identity: tuple[int, int, int]
+
+    def read(self, lo: Sequence[int], hi: Sequence[int]) -> NDArray[Any]:
+        """array[lo:hi] (half-open, one number per axis), decoding only the chunks it touches.
+
+        IndexError outside the array; StoreError when a chunk is damaged or the file changed since it was opened.
+        """
+        if not all(0 <= low <= high <= size for low, high, size in zip(lo, hi, self.shape, strict=True)):
+            raise IndexError(f"{tuple(lo)} to {tuple(hi)} does not lie in an array of shape {self.shape}.")
+        out = np.empty([high - low for low, high in zip(lo, hi, strict=True)], self.dtype)
+        scratch = np.empty(self.chunk, self.dtype)
+        with self._open() as file:
+            for number, position in self._touched(lo, hi):
+                begins = [max(low, at * size) for low, at, size in zip(lo, position, self.chunk, strict=True)]
+                ends = [min(high, (at + 1) * size) for high, at, size in zip(hi, position, self.chunk, strict=True)]
+                self._decode(file, number, scratch)
+                here = tuple(slice(b - at * size, e - at * size) for b, e, at, size in zip(begins, ends, position, self.chunk, strict=True))
+                out[tuple(slice(b - low, e - low) for b, e, low in zip(begins, ends, lo, strict=True))] = scratch[here]
+        return out
+
+    def check(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
+        """StoreError unless every chunk is whole and, when `arrays` are given as to `write_sealed`, decodes to exactly those."""
+        scratch = np.empty(self.chunk, self.dtype)
+        bits = np.dtype(f"u{self.dtype.itemsize}")
+        with self._open() as file:
+            for number, position in self._touched((0,) * len(self.shape), self.shape):
+                if arrays is None:
+                    self._bytes(file, number)
+                    continue
+                self._decode(file, number, scratch)
+                where = tuple(slice(at * size, (at + 1) * size) for at, size in zip(position, self.chunk, strict=True))
+                given = arrays[0][where] if arrays[0].ndim == len(self.shape) else arrays[position[0]][None][(slice(None), *where[1:])]
+                found = scratch[tuple(slice(0, size) for size in given.shape)]
+                if not np.array_equal(found.view(bits), np.ascontiguousarray(given).view(bits)):
+                    raise StoreError(f"{self.path} does not hold what was just written to it. Check the disk and run the same command again.")
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(-(-size // step) for size, step in zip(self.shape, self.chunk, strict=True))
+
+    def _touched(self, lo: Sequence[int], hi: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
+        ranges = [range(low // size, -(-high // size) if high > low else low // size) for low, high, size in zip(lo, hi, self.chunk, strict=True)]
+        strides = np.cumprod((1, *self._counts[:0:-1]))[::-1].tolist()
+        for position in itertools.product(*ranges):
+            yield sum(at * stride for at, stride in zip(position, strides, strict=True)), position
+
+    def _open(self) -> IO[bytes]:
+        file = _open(self.path)
+        if _identity(file) != self.identity:
+            file.close()
+            raise StoreError(f"{self.path} was written anew while it was being read. Run the same command again.")
+        return file
+
+    def _bytes(self, file: IO[bytes], number: int) -> bytes:
+        offset, length, crc = self.table[number].item()
+        try:
+            file.seek(offset)
+            data = file.read(length)
+        except OSError as error:
+            raise StoreError(f"Cannot read {self.path}: {error.strerror}. Check the disk and run the same command again.") from error
+        if len(data) != length or zlib.crc32(data) != crc:
+            raise StoreError(f"{self.path} is damaged: the bytes at {offset} are not those that were written. {MEND}")
+        return data
+
+    def _decode(self, file: IO[bytes], number: int, into: NDArray[Any]) -> None:
+        import blosc2
+
+        blosc2.decompress2(self._bytes(file, number), dst=into, nthreads=1)
+
+
+def read_seal(path: Path) -> Sealed:
+    """Open a sealed file by its seal alone; no voxel is read.
+
+    StoreError when the file is missing, unreadable, damaged, cut short, foreign or of another schema version.
+    """
+    with _open(path) as file:
+        identity = _identity(file)
+        size = identity[1]
+        try:
+            file.seek(max(0, size - TAIL_BYTES))
+            tail = file.read()
+            if len(tail) < FOOTER.size or tail[-FOOTER.size :][: len(MAGIC)] != MAGIC:
+                raise StoreError(f"{path} is cut short, or was not written by SeerSeg: it ends without a seal. {MEND}")
+            _, document_bytes, table_bytes, file_bytes, digest = FOOTER.unpack(tail[-FOOTER.size :])
+            seal_bytes = document_bytes + table_bytes + FOOTER.size
+            whole = file_bytes == size and seal_bytes <= size
+            if whole and seal_bytes > len(tail):
+                file.seek(size - seal_bytes)
+                tail = file.read()
+        except OSError as error:
+            raise StoreError(f"Cannot read {path}: {error.strerror}. Check the disk and run the same command again.") from error
+    seal = tail[-seal_bytes : -FOOTER.size] if whole else b""
+    if not whole or _digest(seal, document_bytes, file_bytes) != digest:
+        raise StoreError(f"The seal of {path} is damaged. {MEND}")
+    document = json.loads(seal[:document_bytes])
+    if document.get("schema") != SCHEMA:
+        raise StoreError(f"{path} has schema version {document.get('schema')!r}, this SeerSeg reads version {SCHEMA}. {MEND}")
+    table = np.frombuffer(seal[document_bytes:], ENTRY)
+    shape, chunk = tuple(document["shape"]), tuple(document["chunk"])
+    return Sealed(path=path, dtype=np.dtype(document["dtype"]), shape=shape, chunk=chunk, metadata=document, table=table, identity=identity)
+
+
+def write_sealed(path: Path, arrays: Sequence[NDArray[Any]], chunk: tuple[int, ...], metadata: dict[str, Any]) -> Sealed:
+    """Write one array, or several of one shape and dtype stacked on a new first axis, and verify the file by reading it back.
+
+    chunk: one number per axis of the file's array: one more than the arrays have means stacked, and begins with 1. metadata:
+    JSON-ready. Atomic. OutputError when there is no space or no right to write; StoreError when the file does not read back.
+    """
+    shape = arrays[0].shape if arrays[0].ndim == len(chunk) else (len(arrays), *arrays[0].shape)
+    document = {"schema": SCHEMA, **metadata, "dtype": arrays[0].dtype.name, "shape": list(shape), "chunk": list(chunk)}
+    pieces = _pieces(arrays, shape, chunk, document)
+    sealed: list[Sealed] = []
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:
+            file.writelines(pieces)
+        sealed.append(read_seal(temporary))
+        sealed[0].check(arrays)
+
+    write_atomically(path, write)
+    return replace(sealed[0], path=path)
+
+
+def _pieces(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...], chunk: tuple[int, ...], document: dict[str, Any]) -> list[bytes]:
+    import blosc2
+
+    # LZ4 decodes several times faster than Zstandard; shuffling bits instead of bytes wins most of the size back.
+    settings = {"codec": blosc2.Codec.LZ4, "clevel": 5, "filters": [blosc2.Filter.BITSHUFFLE], "nthreads": 1}
+    if len(shape) == arrays[0].ndim:
+        stored = blosc2.asarray(np.ascontiguousarray(arrays[0]), chunks=chunk, blocks=chunk, cparams=settings)
+    else:
+        stored = blosc2.empty(shape, dtype=arrays[0].dtype, chunks=chunk, blocks=chunk, cparams=settings)
+        for number, array in enumerate(arrays):
+            stored[number] = array
+    stored.schunk.vlmeta["seerseg"] = document
+    frame = stored.to_cframe()
+    table = np.zeros(stored.schunk.nchunks, ENTRY)
+    pool: dict[bytes, int] = {}
+    position, pooled = 0, len(frame)
+    for number in range(len(table)):
+        data = stored.schunk.get_chunk(number)
+        at = frame.find(data, position) if len(data) > blosc2.MAX_OVERHEAD else -1
+        if at < 0:
+            at = pool.setdefault(data, pooled)
+            pooled += len(data) if at == pooled else 0
+        else:
+            position = at + len(data)
+        table[number] = (at, len(data), zlib.crc32(data))
+    text, entries = json.dumps(document, allow_nan=False).encode(), table.tobytes()
+    size = pooled + len(text) + len(entries) + FOOTER.size
+    footer = FOOTER.pack(MAGIC, len(text), len(entries), size, _digest(text + entries, len(text), size))
+    return [frame, *pool, text, entries, footer]
+
+
+def _digest(seal: bytes, document_bytes: int, file_bytes: int) -> bytes:
+    return hashlib.blake2b(struct.pack("<QQ", document_bytes, file_bytes) + seal, digest_size=16).digest()
+
+
+def _open(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb", buffering=0)
+    except FileNotFoundError:
+        raise StoreError(f"There is no preprocessed file {path}. Run seerseg_preprocess for its dataset.") from None
+    except OSError as error:
+        raise StoreError(f"Cannot read {path}: {error.strerror}. Make it readable, or run seerseg_preprocess again.") from error
+
+
+def _identity(file: IO[bytes]) -> tuple[int, int, int]:
+    status = os.fstat(file.fileno())
+    return status.st_ino, status.st_size, status.st_mtime_ns
