@@ -1,0 +1,242 @@
+"""The loop: every way a request can end, one batch for a case, several turns with a session."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seerseg.episode import Dialogue, Targets, open_dialogues, reason, solve
+from seerseg.model import Model, ModelSpec, find_run, open_model, read_spec, run_name, write_spec
+from seerseg.errors import FolderError, ModelError, UsageError
+from seerseg.prompts import Point, Prompt
+from seerseg.protocols.base import Answer, Fault
+from seerseg.protocols.messages import Message, text_message
+from seerseg.protocols.seer import SeerProtocol
+from seerseg.reasoners.base import ReasonerCard
+from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation
+from seerseg.skills.base import Skill
+from seerseg.views import CaseViews, ViewSpec, render
+from seerseg.volume import Grid, Mask, Volume
+
+VOLUME = Volume(np.zeros((6, 5, 4), np.int16), Grid((6, 5, 4), np.eye(4)), modality="CT")
+VIEWS = render(VOLUME, ViewSpec(size_px=16))
+
+
+def said(answer: str) -> str:
+    return f"<evidence>e</evidence><rationale>r</rationale><answer>{answer}</answer>"
+
+
+class Teller:
+    """A reasoner that answers a request by a table, each time with the next reply."""
+
+    card = ReasonerCard(name="teller", identity="teller-1")
+
+    def __init__(self, table: dict[str, list[str]]) -> None:
+        self.table, self.calls = {k: list(v) for k, v in table.items()}, []
+
+    def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+        self.calls.append((len(dialogues), seed))
+        out = []
+        for dialogue in dialogues:
+            first = next(m for m in dialogue if m.role == "user").text
+            request = first[first.rindex("<raw_prompt>") + 12 : first.rindex("</raw_prompt>")]
+            out.append([self.table[request].pop(0)])
+        return out
+
+
+class Painter:
+    """A segmenter of a few names that counts its calls; its session paints clicked voxels."""
+
+    def __init__(self, *, session: bool = False) -> None:
+        self.calls: list[int] = []
+        self.closed = 0
+        self.capabilities = Capabilities(text="open", points=True, session=session, presence=True)
+        self.card = ModelCard(name="painter", identity="painter-1")
+
+    def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        self.calls.append(len(prompts))
+        return [self._one(volume, prompt) for prompt in prompts]
+
+    def _one(self, volume: Volume, prompt: Prompt) -> Segmentation:
+        mask = np.zeros(volume.grid.shape_zyx, bool)
+        if prompt.text == "unknown":
+            return Segmentation(prompt, "unsupported", message="It does not know that.", nearest=("liver",))
+        if prompt.text in ("ghost", "faint"):
+            return Segmentation(prompt, "empty", Mask(mask, volume.grid), presence=0.1 if prompt.text == "ghost" else 0.9)
+        mask[1] = True
+        return Segmentation(prompt, "ok", Mask(mask, volume.grid), presence=0.9)
+
+    def session(self, volume: Volume) -> PaintSession:
+        return PaintSession(self, volume)
+
+
+class PaintSession:
+    def __init__(self, painter: Painter, volume: Volume) -> None:
+        self.painter, self.volume = painter, volume
+        self.mask = np.zeros(volume.grid.shape_zyx, bool)
+
+    def add(self, prompt: Prompt) -> Segmentation:
+        for point in prompt.points:
+            self.mask[tuple(int(v) for v in point.zyx)] = point.positive
+        return Segmentation(prompt, "ok", Mask(self.mask.copy(), self.volume.grid))
+
+    def undo(self) -> None:
+        return None
+
+    def close(self) -> None:
+        self.painter.closed += 1
+
+
+class Clicker:
+    """A protocol of three turns: "z y x" clicks, anything else stops."""
+
+    name = "clicker"
+    max_turns = 3
+    prompt_kinds = frozenset({"points"})
+    view_spec = ViewSpec(size_px=16)
+
+    def opening(self, views: CaseViews, request: str, skills: Sequence[Skill], targets: Sequence[str]) -> list[Message]:
+        return [text_message("user", f"<raw_prompt>{request}</raw_prompt>")]
+
+    def read(self, reply: str, views: CaseViews) -> Answer | Fault:
+        parts = reply.split()
+        if len(parts) != 3:
+            return Answer(target="it", prompt=None, done=True)
+        z, y, x = (float(v) for v in parts)
+        return Answer(target="it", prompt=Prompt(points=(Point((z, y, x)),)), done=False)
+
+    def target(self, trace: object, views: CaseViews) -> str:
+        return ""
+
+    def observe(self, mask: Mask | None, views: CaseViews) -> Message | None:
+        return text_message("user", f"{int(mask.array.sum()) if mask else 0} voxels")
+
+    def wellformed(self, reply: str) -> float:
+        return 1.0
+
+
+def test_every_ending_and_one_call_per_case() -> None:
+    table = {
+        "a": [said("liver")],
+        "b": [said("absent")],
+        "c": [said("ghost")],
+        "d": [said("faint")],
+        "e": [said("unknown")],
+        "f": ["gibberish", "more gibberish"],
+        "g": ["gibberish", said("liver")],
+    }
+    teller, painter = Teller(table), Painter()
+    episodes = solve(VIEWS, VOLUME, list(table), protocol=SeerProtocol(), reasoner=teller, segmenter=painter)
+    assert [e.status for e in episodes] == ["ok", "absent", "absent", "empty", "unsupported", "fault", "ok"]
+    assert [e.absent_by for e in episodes] == [None, "reasoner", "segmenter", None, None, None, None]
+    assert [e.mask is None for e in episodes] == [False, False, False, False, True, True, False]
+    assert painter.calls == [5]  # one call: the image is encoded once
+    assert teller.calls == [(7, 0), (2, 1)]  # what could not be read is asked again, once, with another seed
+    assert episodes[5].replies == ("gibberish", "more gibberish")
+    assert episodes[4].nearest == ("liver",)
+    for episode in episodes:
+        assert episode.to_json()["status"] == episode.status
+        assert episode.message or episode.status == "ok"
+
+
+def test_closed_targets_refuse_other_names_and_open_ones_keep_them() -> None:
+    names = ("Left Kidney", "liver")
+    closed, opened = Targets(names, closed=True), Targets(names)
+    assert closed.resolve("left_kidney.") == "Left Kidney"
+    assert closed.resolve("spleen") is None
+    assert opened.resolve("spleen") == "spleen"
+    dialogue = Dialogue(VIEWS, "x", SeerProtocol(), targets=closed)
+    assert dialogue.step(said("spleen"))
+    assert dialogue.fault is not None and "spleen" in dialogue.fault.reason
+    dialogue = Dialogue(VIEWS, "x", SeerProtocol(), targets=closed)
+    dialogue.step(said("left kidney"))
+    assert dialogue.pending is not None and dialogue.pending.text == "Left Kidney"
+
+
+@given(st.text())
+def test_a_reply_may_be_any_string(reply: str) -> None:
+    episodes = solve(VIEWS, VOLUME, ["q"], protocol=SeerProtocol(), reasoner=Teller({"q": [reply, reply]}), segmenter=Painter())
+    assert len(episodes) == 1
+
+
+def test_skills_are_shown_and_their_use_is_recorded() -> None:
+    class Bank:
+        identity = "bank-1"
+
+        def retrieve(self, request: str, modality: str | None, limit: int) -> Sequence[Skill]:
+            return (Skill("s:1", "TAG", "always", "answer liver"),) if request == "a" else ()
+
+    replies = {"a": [said("liver").replace(">r<", ">by s:1<")], "b": [said("liver")]}
+    one, two = solve(VIEWS, VOLUME, ["a", "b"], protocol=SeerProtocol(), reasoner=Teller(replies), segmenter=Painter(), bank=Bank())
+    assert one.skills_shown == ("s:1",) and one.answer is not None and one.answer.skills == ("s:1",)
+    assert two.skills_shown == ()
+
+
+def test_several_turns_share_one_session_and_it_is_closed() -> None:
+    teller = Teller({"q": ["1 1 1", "2 2 2", "stop"], "r": ["0 0 0", "3 3 3", "4 4 3"]})
+    painter = Painter(session=True)
+    q, r = solve(VIEWS, VOLUME, ["q", "r"], protocol=Clicker(), reasoner=teller, segmenter=painter)
+    assert q.mask is not None and int(q.mask.array.sum()) == 2
+    assert r.mask is not None and int(r.mask.array.sum()) == 3  # the turn limit ends it, its last click is drawn
+    assert painter.closed == 2
+    assert len(q.replies) == len(r.replies) == 3
+
+
+def test_dialogues_can_be_driven_from_outside() -> None:
+    (dialogue,) = open_dialogues(VIEWS, ["q"], protocol=SeerProtocol())
+    reason([dialogue], Teller({"q": [said("liver")]}))
+    assert dialogue.done and dialogue.pending is not None
+    assert [m.role for m in dialogue.messages] == ["system", "user", "assistant"]
+
+
+def test_manifest_round_trip(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    spec = ModelSpec(
+        reasoner=str(tmp_path / "adapter"), targets=("a", "b"), closed=True, label_values={"a": (1,), "b": (2, 3)}, views=ViewSpec(count=4), folder=tmp_path
+    )
+    write_spec(tmp_path, spec)
+    assert '"reasoner": "adapter"' in (tmp_path / "manifest.json").read_text()
+    assert read_spec(tmp_path) == spec
+    assert open_model(tmp_path, segmenter="grow").spec.segmenter == "grow"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2}', '{"schema": 1, "reasoner": "../../x", "segmenter": "nano", "protocol": "seer"}'])
+def test_a_damaged_manifest_is_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(ModelError, match="manifest.json"):
+        read_spec(tmp_path)
+
+
+def test_a_segmenter_that_cannot_take_the_protocols_answers_is_refused() -> None:
+    class BoxOnly(Painter):
+        def __init__(self) -> None:
+            super().__init__()
+            self.capabilities = Capabilities(box2d=True)
+
+    model = Model(ModelSpec(), segmenter_given=BoxOnly())
+    with pytest.raises(ModelError, match="text"):
+        _ = model.segmenter
+    other = Model(ModelSpec(segmenter_identity="painter-0"), segmenter_given=Painter())
+    with pytest.raises(ModelError, match="identity"):
+        _ = other.segmenter
+
+
+def test_runs_are_found_and_never_guessed(tmp_path: Path) -> None:
+    root = tmp_path / "Dataset004_Hippocampus"
+    one = run_name("plans", "seer", "org/Model", "nano")
+    assert "/" not in one
+    write_spec(root / one / "fold_0", ModelSpec())
+    assert find_run(tmp_path, "4", 0) == root / one / "fold_0"
+    write_spec(root / run_name("plans", "seer", "other", "nano") / "fold_0", ModelSpec())
+    with pytest.raises(UsageError, match="Several"):
+        find_run(tmp_path, "4", 0)
+    assert find_run(tmp_path, "4", 0, hints={"reasoner": "org/Model"}) == root / one / "fold_0"
+    with pytest.raises(ModelError, match="fold 1"):
+        find_run(tmp_path, "4", 1)
+    with pytest.raises(FolderError):
+        find_run(tmp_path, "5", 0)
