@@ -199,6 +199,16 @@ class TestProperties:
         assert (one.dice, one.nsd, one.hd95_mm, one.assd_mm) == (two.dice, two.nsd, two.hd95_mm, two.assd_mm)
 
     @given(masks, masks)
+    def test_a_crop_that_holds_both_gives_the_same(self, a, b):
+        g = oblique((9, 9, 9), (2.0, 1.0, 0.7))
+        where = (slice(1, 5), slice(2, 7), slice(3, 9))
+        whole_a, whole_b = np.zeros(g.shape_zyx, bool), np.zeros(g.shape_zyx, bool)
+        whole_a[where], whole_b[where] = a, b
+        assert score_masks(a, b, g, box=where) == score_masks(whole_a, whole_b, g)
+        with pytest.raises(GeometryError, match="shape"):
+            score_masks(a, b, g, box=(slice(0, 4), slice(0, 5), slice(0, 7)))
+
+    @given(masks, masks)
     def test_extent_holds_all_and_no_more(self, a, b):
         found = largest_extent(a, b)
         points = np.argwhere(a | b)

@@ -144,14 +144,14 @@ def score_masks(
 ) -> MaskScores:
     """All scores of one prediction at once.
 
-    box: where both masks are known to lie (half-open slices); None finds it. Raises GeometryError when a shape is not the
-    grid's, ValueError for a tolerance that is negative or no number.
+    grid: of the whole image. box: the arrays are this part of it (half-open slices) and both masks lie wholly in it; None:
+    they are whole. Raises GeometryError for a wrong shape, ValueError for a tolerance that is negative or no number.
     """
     if not tolerance_mm >= 0:
         raise ValueError(f"The tolerance must be a number of millimetres from 0 up, not {tolerance_mm!r}.")
-    _check(prediction, reference, grid)
-    box = box if box is not None else largest_extent(prediction, reference)
-    p, r = (prediction[box], reference[box]) if box is not None else (prediction[:0], reference[:0])
+    _check(prediction, reference, grid, box)
+    inner = largest_extent(prediction, reference) if box is None else (slice(None), slice(None), slice(None))
+    p, r = (prediction[inner], reference[inner]) if inner is not None else (prediction[:0], reference[:0])
     tp, fp, fn = _counts(p, r)
     flat = is_flat(grid)
     ml = grid.voxel_volume_mm3 / 1000.0
@@ -233,10 +233,11 @@ def largest_extent(*masks: Bool) -> Box | None:
     return (slice(lo[0], hi[0]), slice(lo[1], hi[1]), slice(lo[2], hi[2]))
 
 
-def _check(prediction: Bool, reference: Bool, grid: Grid) -> None:
+def _check(prediction: Bool, reference: Bool, grid: Grid, box: Box | None) -> None:
+    shape = grid.shape_zyx if box is None else tuple(len(range(*s.indices(n))) for s, n in zip(box, grid.shape_zyx, strict=True))
     for role, mask in (("prediction", prediction), ("reference", reference)):
-        if tuple(mask.shape) != grid.shape_zyx:
-            raise GeometryError(f"The {role} has shape {tuple(mask.shape)} but its grid has {grid.shape_zyx}. Put both on one grid first.")
+        if tuple(mask.shape) != shape:
+            raise GeometryError(f"The {role} has shape {tuple(mask.shape)} but its grid has {shape}. Put both on one grid first.")
 
 
 def _counts(prediction: Bool, reference: Bool) -> tuple[int, int, int]:
