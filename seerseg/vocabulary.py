@@ -1,0 +1,376 @@
+"""What anatomical structures are called: canonical names, synonyms, abbreviations, lay words, descriptions, sides.
+
+The built-in list is `seerseg/data/vocabulary.json`; a dataset adds to it with `label_descriptions.json`. An entry of the file may
+stand for many structures: `sides` makes a left one, a right one and the pair; `each` numbers them (ribs, vertebrae).
+Surface forms carry the language split that they may be used in ("train" unless marked), so that test language can be kept apart.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from seerseg.errors import DatasetError, ModelError, did_you_mean
+from seerseg.paths import read_json
+
+SCHEMA = 1
+DEFAULT_FILE = Path(__file__).parent / "data" / "vocabulary.json"
+
+Side = Literal["left", "right", "both"]
+Kind = Literal["name", "synonym", "abbreviation", "lay", "description"]
+Split = Literal["train", "val", "test"]
+
+_SPLITS: tuple[Split, ...] = ("train", "val", "test")
+_KIND_OF_FIELD: dict[str, Kind] = {"synonyms": "synonym", "abbreviations": "abbreviation", "lay": "lay", "descriptions": "description"}
+_FIELDS = {"name", "sides", "plural", "singular", "each", "part_of", "lies", "regions", "modalities", *_KIND_OF_FIELD}
+_ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth")
+_ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")
+_RANK = {"name": 0, "synonym": 1, "abbreviation": 2, "lay": 3, "description": 4}
+_TOKEN = re.compile(r"[^\W_]+")
+_SPINE_LEVEL = re.compile(r"\b([ctl])[\s-]+spine\b")
+_UNCHANGED = frozenset({"pons", "lens", "biceps", "triceps", "quadriceps", "caries", "corps", "gas", "cervix"})
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """One way to say it. `side` is what the words themselves say about side, None when they do not."""
+
+    text: str
+    kind: Kind
+    split: Split = "train"
+    side: Side | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A structure. name: canonical; base: the name without its side; side: None when it has no twin by construction;
+    lies: the side of the body an unpaired structure lies on; twin: its mirror image; members: the two of a pair;
+    part_of: canonical name of what it belongs to; surfaces: every way to say it, the canonical name first."""
+
+    name: str
+    base: str
+    side: Side | None = None
+    lies: Literal["left", "right"] | None = None
+    twin: str | None = None
+    members: tuple[str, ...] = ()
+    part_of: str | None = None
+    regions: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    surfaces: tuple[Surface, ...] = ()
+
+    def texts(self, *, kinds: Iterable[Kind] | None = None, splits: Iterable[Split] = ("train",)) -> list[str]:
+        """The surface forms of these kinds (all when None) and language splits, canonical name first, without repeats."""
+        wanted_kinds, wanted_splits = None if kinds is None else set(kinds), set(splits)
+        chosen = [s.text for s in self.surfaces if s.split in wanted_splits and (wanted_kinds is None or s.kind in wanted_kinds)]
+        return list(dict.fromkeys(chosen))
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure that a surface form can mean. exact: the words are the same, not merely of the same roots."""
+
+    entry: Entry
+    surface: Surface
+    exact: bool
+
+
+@dataclass(frozen=True)
+class LabelDescription:
+    """What one label of a dataset is called, from `label_descriptions.json`. laterality: "left", "right", "both" or None."""
+
+    canonical: str
+    synonyms: tuple[str, ...] = ()
+    region: str = ""
+    laterality: str | None = None
+
+
+def fold(text: str) -> str:
+    """Casefolded, accents dropped, compatibility forms resolved ("Ö" -> "o", "ﬁ" -> "fi")."""
+    if text.isascii():
+        return text.lower()
+    plain = unicodedata.normalize("NFKD", text.replace("œ", "oe").replace("Œ", "oe").replace("æ", "ae"))
+    return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
+
+
+def words(text: str) -> list[str]:
+    """The folded words of a text: runs of letters and digits; a possessive 's is dropped, "L-spine" is one word."""
+    folded = fold(text)
+    if "'" in folded or "\u2019" in folded:
+        folded = re.sub(r"['\u2019]s\b", "", folded).replace("'", "").replace("\u2019", "")
+    if "spine" in folded:
+        folded = _SPINE_LEVEL.sub(r"\1spine", folded)
+    return _TOKEN.findall(folded)
+
+
+def singular(word: str) -> str:
+    """A crude singular of an English or Latin plural; other words unchanged."""
+    if len(word) < 4 or word in _UNCHANGED:
+        return word
+    if word.endswith("ies"):
+        return word[:-3] + "y"
+    if word.endswith("ae"):
+        return word[:-1]
+    if word.endswith(("ches", "shes", "xes", "sses")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith(("ss", "us", "is", "as")):
+        return word[:-1]
+    return word
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """All entries by canonical name, in file order, and the words that language is read with.
+
+    roots: word -> the word it is taken as ("renal" -> "kidney"); side_words: word -> side; ordinary: words of everyday and
+    clinical language that are never taken for a misspelt structure.
+    """
+
+    entries: Mapping[str, Entry]
+    roots: Mapping[str, str] = field(default_factory=dict)
+    side_words: Mapping[str, Side] = field(default_factory=dict)
+    ordinary: frozenset[str] = frozenset()
+    sources: tuple[str, ...] = ()
+
+    @classmethod
+    def load(cls, path: Path | None = None) -> Vocabulary:
+        """Read the built-in vocabulary (read once, then shared) or a file of the same schema; ModelError when it breaks it."""
+        return _builtin() if path is None else _from_json(read_json(path, ModelError, SCHEMA), path)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All canonical names."""
+        return tuple(self.entries)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.entries
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry of a canonical name; ModelError with the nearest names when there is none."""
+        try:
+            return self.entries[name]
+        except KeyError:
+            raise ModelError(f"The vocabulary has no structure {name!r}.{did_you_mean(name, self.entries)}") from None
+
+    def __iter__(self) -> Iterator[Entry]:
+        return iter(self.entries.values())
+
+    def root(self, word: str) -> str:
+        """The root that a folded word is compared by."""
+        known = self.roots.get(word)
+        if known is not None:
+            return known
+        single = singular(word)
+        return self.roots.get(single, single)
+
+    def split_side(self, tokens: Sequence[str]) -> tuple[tuple[str, ...], Side | None]:
+        """Roots of the tokens without side words and without 'of', 'the', 'and', and the side that the words say."""
+        rest: list[str] = []
+        sides: list[Side] = []
+        for token in tokens:
+            side = self.side_words.get(token)
+            if side is not None:
+                sides.append(side)
+            elif token not in _GLUE:
+                rest.append(self.root(token))
+        side_said = None if not sides else "both" if len(set(sides)) > 1 else sides[0]
+        return (tuple(rest), side_said) if rest else (tuple(self.root(t) for t in tokens), None)
+
+    def key(self, text: str) -> tuple[tuple[str, ...], Side | None]:
+        """What a text is indexed by: its sorted roots and its side; word order and inflection do not matter."""
+        roots, side = self.split_side(words(text))
+        return tuple(sorted(roots)), side
+
+    @cached_property
+    def bags(self) -> dict[tuple[str, ...], list[tuple[Entry, Surface]]]:
+        """Sorted roots without side -> the entries and surfaces that they can mean. Descriptions are left out."""
+        index: dict[tuple[str, ...], list[tuple[Entry, Surface]]] = {}
+        for base, said, entry, surface in self._keyed():
+            index.setdefault(base, []).append((entry, surface if surface.side == said else replace(surface, side=said)))
+        return index
+
+    def _keyed(self) -> Iterator[tuple[tuple[str, ...], Side | None, Entry, Surface]]:
+        memo: dict[str, tuple[tuple[str, ...], Side | None]] = {}
+        for entry in self:
+            for surface in entry.surfaces:
+                if surface.kind == "description":
+                    continue
+                found = memo.get(surface.text)
+                if found is None:
+                    found = memo[surface.text] = self.key(surface.text)
+                yield found[0], surface.side or found[1], entry, surface
+
+    def lookup(self, surface: str) -> list[Candidate]:
+        """The structures that a surface form can mean, likeliest first; [] when unknown.
+
+        Case, punctuation, underscores, word order, inflection and where the side stands do not matter ("kidney_left",
+        "Left renal", "vertebrae_L1"). Without a side both sides and the pair come back, the pair first. No spelling repair.
+        """
+        key, side = self.key(surface)
+        folded = " ".join(words(surface))
+        found: dict[str, tuple[tuple[int, ...], Candidate]] = {}
+        for entry, form in self.bags.get(key, ()):
+            if side is not None and form.side is not None and form.side != side:
+                continue
+            if side is not None and form.side is None and side != entry.lies:
+                continue
+            exact = " ".join(words(form.text)) == folded
+            rank = (int(not exact), _RANK[form.kind], {None: 0, "both": 1, "left": 2, "right": 3}[form.side])
+            if entry.name not in found or rank < found[entry.name][0]:
+                found[entry.name] = (rank, Candidate(entry, form, exact))
+        return [candidate for _, candidate in sorted(found.values(), key=lambda pair: pair[0])]
+
+    def resolve(self, name: str) -> Entry | None:
+        """The one structure that a target's name means, or None. "spine (vertebral column)" is tried whole and in pieces."""
+        if name in self.entries:
+            return self.entries[name]
+        pieces = [name, *re.split(r"[()\[\]/,;]", name)]
+        for piece in pieces:
+            if piece.strip() and (found := self.lookup(piece)) and found[0].surface.kind != "lay":
+                return found[0].entry
+        return None
+
+    def extend(self, descriptions: Mapping[str, LabelDescription]) -> Vocabulary:
+        """A vocabulary that also knows a dataset's labels: canonical names, synonyms and the label identifiers themselves.
+
+        A canonical name that the vocabulary already knows (also by a synonym) gains the synonyms; another becomes an entry.
+        """
+        entries = dict(self.entries)
+        for label, description in descriptions.items():
+            canonical = description.canonical.strip() or label
+            if description.laterality not in (None, "", "left", "right", "both"):
+                raise DatasetError(
+                    f"The label {label!r} has laterality {description.laterality!r}; it can be left, right, both or null in label_descriptions.json."
+                )
+            known = entries.get(canonical)
+            side: Side | None = description.laterality or self.key(canonical)[1]  # type: ignore[assignment]
+            forms = [Surface(text.strip(), "synonym", "train", self.key(text)[1] or side) for text in (*description.synonyms, label) if text.strip()]
+            regions = (description.region,) if description.region else ()
+            if known is None:
+                like = self.resolve(canonical)
+                twin = like.twin if like is not None else None
+                own = Surface(canonical, "name", "train", side)
+                inherited = tuple(replace(s, kind="synonym") if s.kind == "name" else s for s in like.surfaces) if like is not None else ()
+                if like is not None and like.name != canonical:
+                    entries.pop(like.name, None)
+                known = Entry(
+                    name=canonical,
+                    base=" ".join(self.split_side(words(canonical))[0]),
+                    side=side,
+                    lies=like.lies if like else None,
+                    twin=twin,
+                    members=like.members if like else (),
+                    part_of=like.part_of if like else None,
+                    regions=like.regions if like else regions,
+                    modalities=like.modalities if like else (),
+                    surfaces=(own, *inherited),
+                )
+            entries[canonical] = replace(known, surfaces=tuple(dict.fromkeys((*known.surfaces, *forms))), regions=known.regions or regions)
+        return replace(self, entries=entries)
+
+
+_GLUE = frozenset({"of", "the", "and", "a", "an", "in", "side", "sided", "s", "part"})
+
+
+@cache
+def _builtin() -> Vocabulary:
+    return _from_json(read_json(DEFAULT_FILE, ModelError, SCHEMA), DEFAULT_FILE)
+
+
+def _from_json(data: dict[str, Any], path: Path) -> Vocabulary:
+    entries: dict[str, Entry] = {}
+    for raw in data.get("entries", ()):
+        _check_raw(raw, path)
+        for entry in _expand(raw):
+            if entry.name in entries:
+                raise ModelError(f"{path} holds two structures named {entry.name!r}.")
+            entries[entry.name] = entry
+    linked = {name: _linked(entry, entries) for name, entry in entries.items()}
+    for entry in linked.values():
+        if entry.part_of is not None and entry.part_of not in linked:
+            raise ModelError(f"{path}: {entry.name!r} is part_of {entry.part_of!r}, which is no structure of it.")
+    return Vocabulary(
+        entries=linked,
+        roots=data.get("roots", {}),
+        side_words=data.get("side_words", {}),
+        ordinary=frozenset(str(data.get("ordinary", "")).split()),
+        sources=tuple(data.get("sources", ())),
+    )
+
+
+def _check_raw(raw: Any, path: Path) -> None:
+    if not isinstance(raw, dict) or not isinstance(raw.get("name"), str) or not raw["name"].strip():
+        raise ModelError(f"{path}: an entry has no name: {str(raw)[:80]}")
+    unknown = set(raw) - _FIELDS
+    if unknown:
+        raise ModelError(f"{path}: entry {raw['name']!r} has the unknown field {min(unknown)!r}.{did_you_mean(min(unknown), _FIELDS)}")
+    for name in _KIND_OF_FIELD:
+        for form in raw.get(name, ()):
+            text, split = (form, "train") if isinstance(form, str) else (form.get("form"), form.get("split")) if isinstance(form, dict) else (None, "")
+            if not isinstance(text, str) or not text.strip() or split not in _SPLITS:
+                raise ModelError(f"{path}: entry {raw['name']!r}, field {name!r}: {str(form)[:80]} is neither a text nor a form with its split.")
+
+
+def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
+    low, high = raw.get("each", (0, 0))
+    sided = bool(raw.get("sides"))
+    for number in range(low, high + 1):
+        fill = _filler(number) if "each" in raw else str
+        base = fill(raw["name"])
+        forms = _forms(raw, fill)
+        common: dict[str, Any] = {
+            "part_of": raw.get("part_of"),
+            "regions": tuple(raw.get("regions", ())),
+            "modalities": tuple(raw.get("modalities", ())),
+        }
+        if not sided:
+            singular_form = [Surface(raw["singular"], "synonym")] if "singular" in raw else []
+            plain = [Surface(base, "name"), *singular_form, *(f for f in forms if "{S}" not in f.text)]
+            yield Entry(base, base, lies=raw.get("lies"), surfaces=tuple(plain), **common)
+            continue
+        plural = fill(raw.get("plural", f"{raw['name']} pair"))
+        members = (f"left {base}", f"right {base}")
+        for side, twin in (("left", "right"), ("right", "left")):
+            own = [Surface(f"{side} {base}", "name", "train", side)]  # type: ignore[arg-type]
+            own += [_sided(f, side) for f in [Surface(base, "synonym"), *forms]]
+            yield Entry(f"{side} {base}", base, side, None, f"{twin} {base}", (), surfaces=tuple(own), **common)  # type: ignore[arg-type]
+        both = [Surface(plural, "name", "train", "both"), Surface(base, "synonym", "train", "both")]
+        both += [replace(f, side="both") for f in forms if "{S}" not in f.text]
+        yield Entry(plural, base, "both", None, None, members, surfaces=tuple(both), **common)
+
+
+def _forms(raw: Mapping[str, Any], fill: Any) -> list[Surface]:
+    forms: list[Surface] = []
+    for name, kind in _KIND_OF_FIELD.items():
+        for form in raw.get(name, ()):
+            text, split = (form, "train") if isinstance(form, str) else (form["form"], form["split"])
+            forms.append(Surface(fill(text), kind, split))
+    return forms
+
+
+def _sided(form: Surface, side: str) -> Surface:
+    return replace(form, text=form.text.replace("{S}", side[0].upper()), side=side)  # type: ignore[arg-type]
+
+
+def _filler(number: int) -> Any:
+    suffix = {1: "st", 2: "nd", 3: "rd"}.get(number, "th")
+    values = {"n": str(number), "nth": f"{number}{suffix}", "ordinal": _ORDINALS[number - 1], "roman": _ROMAN[number - 1]}
+    return lambda text: re.sub(r"\{(n|nth|ordinal|roman)\}", lambda match: values[match.group(1)], text)
+
+
+def _linked(entry: Entry, entries: Mapping[str, Entry]) -> Entry:
+    part = entry.part_of
+    if part is not None and entry.side in ("left", "right") and f"{entry.side} {part}" in entries:
+        part = f"{entry.side} {part}"
+    elif part is not None and part not in entries and f"left {part}" in entries:
+        pair = next((e.name for e in entries.values() if e.members and e.base == part), part)
+        part = pair
+    twin = entry.twin
+    if twin is None:
+        mirrored = re.sub(r"\b(left|right)\b", lambda m: "right" if m.group(1) == "left" else "left", entry.name)
+        twin = mirrored if mirrored != entry.name and mirrored in entries else None
+    return replace(entry, part_of=part, twin=twin)
