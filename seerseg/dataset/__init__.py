@@ -1,5 +1,6 @@
 """Raw datasets: cases, subjects, requests, labels, splits, integrity."""
 
+from seerseg.dataset.inputs import Inputs, find_cases, find_inputs
 from seerseg.dataset.raw import CaseFiles, LabelDescription, Problem, RawDataset, label_prompts, modality_of, open_dataset
 from seerseg.dataset.requests import MAX_REQUEST_CHARS, Request, check_text, read_requests, scan_requests, write_requests
 from seerseg.dataset.splits import Fold, Splits, check_splits, load_or_make_splits, load_splits, make_splits
@@ -8,6 +9,7 @@ __all__ = [
     "MAX_REQUEST_CHARS",
     "CaseFiles",
     "Fold",
+    "Inputs",
     "LabelDescription",
     "Problem",
     "RawDataset",
@@ -15,6 +17,8 @@ __all__ = [
     "Splits",
     "check_splits",
     "check_text",
+    "find_cases",
+    "find_inputs",
     "label_prompts",
     "load_or_make_splits",
     "load_splits",

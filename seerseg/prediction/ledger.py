@@ -1,0 +1,248 @@
+"""What was done, one line per finished case: append-only, each line on disk before the next case counts as done.
+
+A run reads every ledger of the output folder (one per shard), so the number of shards may change between runs. A case is
+done when a line holds its present key (image bytes, requests, model, plan, output options) and every file of that line
+still has the recorded size and digest.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from seerseg.errors import OutputError, UsageError
+
+SCHEMA = 1
+_BLOCK = 1 << 20
+_BEGINNING = b'{"schema":1,'
+
+
+@dataclass(frozen=True)
+class OutputFile:
+    """A written file: name within the output folder, size in bytes, hex digest of its bytes."""
+
+    name: str
+    size: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line. status: "done" (every request answered), "partial" (some failed) or "failed" (no mask written);
+    error: the sentence when it failed; time: seconds since the epoch; requests: request id -> its status."""
+
+    case: str
+    key: str
+    status: str
+    files: tuple[OutputFile, ...] = ()
+    error: str = ""
+    seconds: float = 0.0
+    peak_rss_mb: float = 0.0
+    time: float = 0.0
+    requests: tuple[tuple[str, str], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"schema": SCHEMA, **asdict(self), "requests": dict(self.requests)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Entry:
+        """The inverse of `to_json`; KeyError, TypeError or ValueError when it is no such thing."""
+        if value["schema"] != SCHEMA:
+            raise ValueError(f"schema {value['schema']!r}")
+        files = tuple(OutputFile(str(f["name"]), int(f["size"]), str(f["digest"])) for f in value["files"])
+        if any(f.name != os.path.basename(f.name) for f in files):
+            raise ValueError("a file outside of the folder")
+        return cls(
+            case=_string(value["case"]),
+            key=_string(value["key"]),
+            status=_string(value["status"]),
+            files=files,
+            error=_string(value["error"]),
+            seconds=float(value["seconds"]),
+            peak_rss_mb=float(value["peak_rss_mb"]),
+            time=float(value["time"]),
+            requests=tuple((_string(k), _string(v)) for k, v in value["requests"].items()),
+        )
+
+
+class Ledger:
+    """The ledgers of an output folder, and the one of this shard, opened for appending.
+
+    UsageError when another process holds the same ledger; OutputError when it cannot be written. `problems` has a sentence for
+    every line that could not be read; such lines are kept in the file and have no other effect.
+    """
+
+    def __init__(self, folder: Path, *, num_parts: int = 1, part_id: int = 0) -> None:
+        self.folder = folder
+        self.path = folder / ledger_name(num_parts, part_id)
+        self.problems: list[str] = []
+        self._entries: dict[str, list[Entry]] = {}
+        self._file = _open_to_append(self.path)
+        try:
+            for path in sorted(folder.glob("ledger*.jsonl")):
+                entries, problems = read_ledger(path)
+                self.problems += problems
+                for entry in entries:
+                    self._entries.setdefault(entry.case, []).append(entry)
+            for entries in self._entries.values():
+                entries.sort(key=lambda e: e.time)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the file."""
+        os.close(self._file)
+
+    def append(self, entry: Entry) -> None:
+        """Write one line and have it on disk before returning."""
+        line = json.dumps(entry.to_json(), ensure_ascii=False, separators=(",", ":")) + "\n"
+        try:
+            _write_all(self._file, line.encode("utf-8", "replace"))
+            os.fsync(self._file)
+        except OSError as error:
+            raise OutputError(f"Cannot write {self.path}: {error.strerror}. Free some space or choose another folder.") from error
+        self._entries.setdefault(entry.case, []).append(entry)
+
+    def latest(self, case: str) -> Entry | None:
+        """The newest line of a case."""
+        return self._entries.get(case, [None])[-1]  # type: ignore[list-item]
+
+    def finished(self, case: str, key: str) -> Entry | None:
+        """The line that shows this case as done with this key, its files being intact; None when there is none."""
+        for entry in reversed(self._entries.get(case, [])):
+            if entry.key == key and entry.status == "done":
+                return entry if all(is_intact(self.folder, file) for file in entry.files) else None
+        return None
+
+
+def ledger_name(num_parts: int, part_id: int) -> str:
+    """ "ledger.jsonl" for a whole run, "ledger.0.jsonl" and so on for shards."""
+    return "ledger.jsonl" if num_parts == 1 else f"ledger.{part_id}.jsonl"
+
+
+def read_ledger(path: Path) -> tuple[list[Entry], list[str]]:
+    """The entries of one ledger, and a sentence for each line that is none. A cut last line (a killed run) is no problem."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise OutputError(f"Cannot read {path}: {error.strerror}. Mend or remove it.") from error
+    entries: list[Entry] = []
+    problems: list[str] = []
+    for number, raw in enumerate(data.split(b"\n"), 1):
+        if not raw.strip():
+            continue
+        try:
+            entries.append(Entry.from_json(json.loads(raw.decode("utf-8"))))
+        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            cut = _BEGINNING.startswith(raw[: len(_BEGINNING)]) and not raw.endswith(b"}")
+            if not cut:
+                problems.append(f"{path.name}:{number} is no entry of a ledger; the line was skipped and its case will be done again.")
+    return entries, problems
+
+
+def is_intact(folder: Path, file: OutputFile) -> bool:
+    """Whether a file is there with the recorded size and digest."""
+    path = folder / file.name
+    try:
+        return path.stat().st_size == file.size and digest_file(path) == file.digest
+    except OSError:
+        return False
+
+
+def describe(path: Path) -> OutputFile:
+    """Name, size and digest of a written file."""
+    return OutputFile(path.name, path.stat().st_size, digest_file(path))
+
+
+def digest_file(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_images(paths: Sequence[Path]) -> list[str]:
+    """For each image the hex digest of its bytes; of a DICOM folder, that of its files' names and bytes, sorted."""
+    out = []
+    for path in paths:
+        if path.is_dir():
+            parts = [f"{p.name}:{digest_file(p)}" for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+            out.append(hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest())
+        else:
+            out.append(digest_file(path))
+    return out
+
+
+def make_key(images: Iterable[str], requests: Iterable[tuple[str, str]], settings: Any) -> str:
+    """The key of a case: digests of its images, (id, text) of its requests in order, and whatever else shapes the output."""
+    value = {"images": list(images), "requests": [list(r) for r in requests], "settings": settings}
+    return hashlib.blake2b(json.dumps(value, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def now() -> float:
+    """Seconds since the epoch, to the millisecond."""
+    return round(time.time(), 3)
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _open_to_append(path: Path) -> int:
+    try:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        raise OutputError(f"Cannot write {path}: {error.strerror}. Choose an output folder that you may write to.") from error
+    try:
+        _lock(file, path)
+        size = os.fstat(file).st_size
+        if size and os.pread(file, 1, size - 1) != b"\n":
+            _write_all(file, b"\n")
+    except OSError as error:
+        os.close(file)
+        raise OutputError(f"Cannot write {path}: {error.strerror}.") from error
+    except BaseException:
+        os.close(file)
+        raise
+    return file
+
+
+def _lock(file: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise UsageError(
+                f"Another seerseg_predict is writing to {path.parent} (it holds {path.name}). Wait for it, choose another folder, "
+                "or share the work with --num_parts and --part_id."
+            ) from None
+        # file systems without locks (some network ones) are used without
+
+
+def _write_all(file: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
