@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seerseg.errors import GeometryError, ImageError
+from seerseg.volume.dicom import is_dicom_file, is_dicom_folder, open_dicom
 from seerseg.volume.grid import Grid, SourceGeometry, Volume
-from seerseg.volume.nifti import open_nifti, write_nifti
+from seerseg.volume.itk import open_metaimage, open_nrrd, open_picture, segmentation_names
+from seerseg.volume.nifti import open_nifti, read_legend, write_nifti
 from seerseg.volume.orientation import check_overlap, lattice_map, source_of
 from seerseg.volume.resampling import resample
 from seerseg.volume.stored import Stored, canonical_integers, canonical_intensities
 
-IMAGE_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd", ".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_ENDINGS = (".nii.gz", ".nii", ".seg.nrrd", ".nrrd", ".nhdr", ".mha", ".mhd", *PICTURE_ENDINGS)
 
 
 def _ending(path: Path) -> str | None:
@@ -25,26 +28,34 @@ def _ending(path: Path) -> str | None:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether the name of a file ends as an image does, or a folder holds a DICOM series."""
+    """Whether a file's name ends as an image does, or a folder holds DICOM files of its own (their contents are looked at)."""
     path = Path(path)
-    return _ending(path) is not None and not path.is_dir()
+    return is_dicom_folder(path) if path.is_dir() else _ending(path) is not None and not path.name.startswith(".")
 
 
 def image_stem(path: str | Path) -> str:
     """The name without its image ending: "a/case_0000.nii.gz" -> "case_0000"; a folder's or other file's name as it is."""
     path = Path(path)
     ending = _ending(path)
-    return path.name[: -len(ending)] if ending else path.name
+    return path.name[: -len(ending)] if ending and not path.is_dir() else path.name
 
 
-def open_stored(path: str | Path) -> Stored:
+def open_stored(path: str | Path, *, labels: bool = False) -> Stored:
     """Read the header of any supported image; ImageError or GeometryError with a sentence when that is impossible."""
     path = Path(path)
-    if not path.exists():
-        raise ImageError(f"There is no file {path}.")
     ending = _ending(path)
+    if path.is_dir() or (ending is None and is_dicom_file(path)):
+        return open_dicom(path)
+    if not path.is_file():
+        raise ImageError(f"There is no file {path}.")
     if ending in (".nii", ".nii.gz"):
         return open_nifti(path)
+    if ending in (".nrrd", ".nhdr", ".seg.nrrd"):
+        return open_nrrd(path, labels=labels)
+    if ending in (".mha", ".mhd"):
+        return open_metaimage(path)
+    if ending is not None:
+        return open_picture(path, labels=labels)
     raise ImageError(f"{path} is no image that SeerSeg reads. It reads {', '.join(IMAGE_ENDINGS)} and folders of DICOM files.")
 
 
@@ -111,7 +122,7 @@ def read_labels(path: str | Path, like: Grid | None = None) -> tuple[NDArray[Any
     With `like` the labels come on that grid: exactly where both are parts of one lattice (flipped, permuted, cropped),
     else the nearest neighbour in world position. GeometryError when the fields of view do not overlap.
     """
-    stored = open_stored(path)
+    stored = open_stored(path, labels=True)
     if like is not None:
         check_overlap(stored.grid, like, str(path))
     array = canonical_integers(stored)
@@ -121,6 +132,18 @@ def read_labels(path: str | Path, like: Grid | None = None) -> tuple[NDArray[Any
     if lattice is not None:
         return np.ascontiguousarray(lattice.place(array, like.shape_zyx)), like
     return resample(array, stored.grid, like, order=0), like
+
+
+def read_segmentation_names(path: str | Path) -> dict[int, str]:
+    """Label value -> name, where the file says so: 3D Slicer's segmentations, and masks that SeerSeg wrote; else {}.
+
+    The values are those of `read_labels`, which numbers segments anew, in order, when layers share a value.
+    """
+    path = Path(path)
+    ending = _ending(path)
+    if ending in (".nii", ".nii.gz"):
+        return read_legend(path)
+    return segmentation_names(path) if ending in (".nrrd", ".nhdr", ".seg.nrrd") else {}
 
 
 def write_labels(

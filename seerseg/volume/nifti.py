@@ -7,20 +7,19 @@ import io
 import json
 import logging
 import zlib
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from seerseg.errors import GeometryError, ImageError, OutputError
 from seerseg.paths import write_atomically
-from seerseg.volume.grid import Float, Grid, SourceGeometry
+from seerseg.volume.grid import Float, SourceGeometry
 from seerseg.volume.orientation import to_stored
 from seerseg.volume.stored import Stored, Voxels, check_stored, slabs, squeeze_shape
 
-GZIP_LEVEL = 1
+GZIP_LEVEL = 2  # on masks as fast as level 1 (300 MB/s) and a tenth smaller; level 6 takes 3.5 times as long, level 9 forty times
 _COMMENT = 6
 _LABEL_INTENT = 1002
 _MAX_DEFLATE_RATIO = 1100
@@ -84,7 +83,7 @@ def write_nifti(
         with temporary.open("wb") as plain:
             if path.name.endswith(".gz"):
                 with gzip.GzipFile("", "wb", GZIP_LEVEL, plain, mtime=0) as packed:
-                    _write_stream(packed, header, stored)
+                    _write_stream(cast(BinaryIO, packed), header, stored)
             else:
                 _write_stream(plain, header, stored)
 
@@ -112,17 +111,17 @@ def read_legend(path: str | Path) -> dict[int, str]:
     return {}
 
 
-def _stream(path: Path) -> IO[bytes]:
+def _stream(path: Path) -> BinaryIO:
     """An open binary stream of the (decompressed) file."""
     try:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
-        return gzip.open(path, "rb") if packed else path.open("rb")
+        return cast(BinaryIO, gzip.open(path, "rb")) if packed else path.open("rb")
     except OSError as error:
         raise ImageError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _read(path: Path, file: IO[bytes], count: int) -> bytes:
+def _read(path: Path, file: BinaryIO, count: int) -> bytes:
     try:
         return file.read(count)
     except (OSError, EOFError, zlib.error) as error:
@@ -203,18 +202,19 @@ def _read_voxels(path: Path, offset: int, dtype: np.dtype[Any], shape_xyz: tuple
         if needed > path.stat().st_size * _MAX_DEFLATE_RATIO:
             raise ImageError(short)
         with _stream(path) as file:
-            if not isinstance(file, gzip.GzipFile) and offset + needed > path.stat().st_size:
+            packed = isinstance(file, gzip.GzipFile)
+            if not packed and offset + needed > path.stat().st_size:
                 raise ImageError(short)
             if len(_read(path, file, offset)) < offset:
                 raise ImageError(short)
             flat = np.empty(count, dtype=dtype)
-            into = memoryview(flat.view(np.uint8))
+            into = flat.view(np.uint8).data
             while into:
                 got = file.readinto(into)  # type: ignore[attr-defined]
                 if not got:
                     raise ImageError(short)
                 into = into[got:]
-            if isinstance(file, gzip.GzipFile):
+            if packed:
                 while file.read(1 << 20):  # to the end: only there gzip compares its checksum
                     pass
     except (OSError, EOFError, zlib.error) as error:
@@ -254,12 +254,10 @@ def _header_for(source: SourceGeometry, dtype: np.dtype[Any], label: bool) -> An
     return header
 
 
-def _write_stream(file: IO[bytes], header: Any, stored_xyz: NDArray[Any]) -> None:
+def _write_stream(file: BinaryIO, header: Any, stored_xyz: NDArray[Any]) -> None:
     header["vox_offset"] = int(header["sizeof_hdr"]) + 4 + header.extensions.get_sizeondisk()
     header.write_to(file)
     planes = stored_xyz.T
     for part in slabs(planes):
         file.write(np.ascontiguousarray(planes[part]).data)
 
-
-_ = (Callable, Grid)

@@ -19,11 +19,12 @@ SLAB_BYTES = 1 << 24
 
 @dataclass(frozen=True, eq=False)
 class Voxels:
-    """Decoded voxels: raw (x, y, z) as stored, any strides; value = raw * slope + inter."""
+    """Decoded voxels: raw (x, y, z) as stored, any strides; value = raw * slope + inter. keep: what owns the memory."""
 
     raw_xyz: NDArray[Any]
     slope: float = 1.0
     inter: float = 0.0
+    keep: Any = None
 
 
 @dataclass(frozen=True, eq=False)
