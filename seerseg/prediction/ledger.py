@@ -149,7 +149,7 @@ def read_ledger(path: Path) -> tuple[list[Entry], list[str]]:
         try:
             entries.append(Entry.from_json(json.loads(raw.decode("utf-8"))))
         except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            cut = _BEGINNING.startswith(raw[: len(_BEGINNING)]) and not raw.endswith(b"}")
+            cut = _BEGINNING.startswith(raw[: len(_BEGINNING)]) and not raw.endswith(b"}}")
             if not cut:
                 problems.append(f"{path.name}:{number} is no entry of a ledger; the line was skipped and its case will be done again.")
     return entries, problems
