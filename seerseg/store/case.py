@@ -175,19 +175,21 @@ def write_case(
     *,
     sources: Sequence[SourceFile] = (),
     record: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
 ) -> StoredCase:
     """Store the channels of one case, all on one grid, and its label map on that grid; both are read back and compared.
 
-    The image is renamed into place last: until then the case counts as not done. sources: the raw files, for resuming by content;
-    record: JSON-ready measurements to keep with the case. GeometryError when the grids differ; DatasetError for a label map
-    of negative or non-integer values; OutputError without space or rights; StoreError when a file does not read back as written.
+    The image is renamed into place last: until then the case counts as not done. sources: the raw files, for resuming by
+    content; record, settings: JSON-ready, what was measured on the case and how it was read. GeometryError when the grids
+    differ; DatasetError for a label map of negative or fractional values; OutputError without space or rights; StoreError when
+    a file does not read back as written.
     """
     if not volumes:
         raise DatasetError(f"Case {case_id} has no channel to store. Check its image files.")
     grid = volumes[0].grid
-    for volume in volumes[1:]:
+    for number, volume in enumerate(volumes):
         if not volume.grid.close_to(grid):
-            raise GeometryError(f"Channel {volume.channel} of case {case_id} is not on the grid of channel {volumes[0].channel}. Resample it first.")
+            raise GeometryError(f"Channel {number} of case {case_id} is not on the grid of channel 0. Resample it first.")
     label_facts = _write_labels(folder, case_id, labels, grid, layout)
     arrays = _one_dtype([volume.array for volume in volumes])
     stored = [
@@ -202,6 +204,7 @@ def write_case(
         "labels": label_facts,
         "sources": [asdict(source) for source in sources],
         "record": record,
+        "settings": settings,
     }
     path = _path(folder, CASES, case_id)
     sealed = write_sealed(path, arrays, (1, *layout.chunk_zyx(grid.shape_zyx, arrays[0].dtype)), metadata)
@@ -287,19 +290,22 @@ def _one_dtype(arrays: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
     return [array if array.dtype == dtype else array.astype(dtype) for array in arrays]
 
 
-def _write_labels(folder: Path, case_id: str, labels: tuple[NDArray[Any], Grid] | None, grid: Grid, layout: StoreLayout) -> dict[str, Any] | None:
+def _write_labels(
+    folder: Path, case_id: str, labels: tuple[NDArray[Any], Grid] | None, grid: Grid, layout: StoreLayout
+) -> dict[str, Any] | None:
     if labels is None:
         return None
     array, label_grid = labels
     if array.shape != grid.shape_zyx or not label_grid.close_to(grid):
         raise GeometryError(f"The label map of case {case_id} is not on the grid of its image. Read it with `like` set to that grid.")
     if array.dtype.kind not in "iub" or (array.size and int(array.min()) < 0):
-        raise DatasetError(f"The label map of case {case_id} holds negative or fractional values. Labels are whole numbers from 0 on; mend the file.")
+        raise DatasetError(f"The label map of case {case_id} holds negative or fractional values. Labels count from 0; mend the file.")
     array = np.ascontiguousarray(array, np.min_scalar_type(int(array.max(initial=0))))
     values, counts = np.unique(array, return_counts=True) if array.dtype.itemsize > 2 else _counts(array)
     digest = hashlib.blake2b(repr((array.dtype.str, array.shape)).encode() + array.tobytes(), digest_size=16).hexdigest()
     facts = {"digest": digest, "counts": {str(int(value)): int(count) for value, count in zip(values, counts, strict=True)}}
-    write_sealed(_path(folder, LABELS, case_id), [array], layout.chunk_zyx(grid.shape_zyx, array.dtype), {"case": case_id, "grid": grid.to_json(), **facts})
+    metadata = {"case": case_id, "grid": grid.to_json(), **facts}
+    write_sealed(_path(folder, LABELS, case_id), [array], layout.chunk_zyx(grid.shape_zyx, array.dtype), metadata)
     return facts
 
 

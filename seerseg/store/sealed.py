@@ -85,14 +85,15 @@ class Sealed:
                 given = arrays[0][where] if arrays[0].ndim == len(self.shape) else arrays[position[0]][None][(slice(None), *where[1:])]
                 found = scratch[tuple(slice(0, size) for size in given.shape)]
                 if not np.array_equal(found.view(bits), np.ascontiguousarray(given).view(bits)):
-                    raise StoreError(f"{self.path} does not hold what was just written to it. Check the disk and run the same command again.")
+                    raise StoreError(f"{self.path} does not hold what was just written to it. Check the disk and run the command again.")
 
     @property
     def _counts(self) -> tuple[int, ...]:
         return tuple(-(-size // step) for size, step in zip(self.shape, self.chunk, strict=True))
 
     def _touched(self, lo: Sequence[int], hi: Sequence[int]) -> Iterator[tuple[int, tuple[int, ...]]]:
-        ranges = [range(low // size, -(-high // size) if high > low else low // size) for low, high, size in zip(lo, hi, self.chunk, strict=True)]
+        spans = zip(lo, hi, self.chunk, strict=True)
+        ranges = [range(low // size, -(-high // size) if high > low else low // size) for low, high, size in spans]
         strides = np.cumprod((1, *self._counts[:0:-1]))[::-1].tolist()
         for position in itertools.product(*ranges):
             yield sum(at * stride for at, stride in zip(position, strides, strict=True)), position
