@@ -1,6 +1,7 @@
 """Raw datasets: cases, subjects, requests, labels, splits, integrity."""
 
 from seerseg.dataset.inputs import Inputs, find_cases, find_inputs
+from seerseg.dataset.integrity import IntegrityReport, hu_fault, verify_dataset
 from seerseg.dataset.raw import CaseFiles, LabelDescription, Problem, RawDataset, label_prompts, modality_of, open_dataset
 from seerseg.dataset.requests import MAX_REQUEST_CHARS, Request, check_text, read_requests, scan_requests, write_requests
 from seerseg.dataset.splits import Fold, Splits, check_splits, load_or_make_splits, load_splits, make_splits
@@ -10,6 +11,7 @@ __all__ = [
     "CaseFiles",
     "Fold",
     "Inputs",
+    "IntegrityReport",
     "LabelDescription",
     "Problem",
     "RawDataset",
@@ -19,6 +21,7 @@ __all__ = [
     "check_text",
     "find_cases",
     "find_inputs",
+    "hu_fault",
     "label_prompts",
     "load_or_make_splits",
     "load_splits",
@@ -27,5 +30,6 @@ __all__ = [
     "open_dataset",
     "read_requests",
     "scan_requests",
+    "verify_dataset",
     "write_requests",
 ]
