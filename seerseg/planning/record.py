@@ -51,6 +51,7 @@ class CaseRecord:
     case: str
     shape_zyx: tuple[int, int, int]
     spacing_zyx: tuple[float, float, float]
+    voxel_volume_mm3: float
     orientation: str
     oblique_deg: float
     sheared: bool
@@ -88,6 +89,7 @@ def case_record(case: str, volumes: Sequence[Volume], labels: NDArray[Any] | Non
         case=case,
         shape_zyx=first.grid.shape_zyx,
         spacing_zyx=tuple(round(s, 6) for s in first.grid.spacing_zyx),  # type: ignore[arg-type]
+        voxel_volume_mm3=first.grid.voxel_volume_mm3,
         orientation=orientation_codes(first.source) if first.source else "RAS",
         oblique_deg=angle,
         sheared=sheared,
