@@ -1,7 +1,7 @@
 """Write documentation/commands.md from the commands' own help pages: nothing there is written by hand.
 
-    python scripts/make_reference.py            write it
-    python scripts/make_reference.py --check    exit 1 when it differs
+python scripts/make_reference.py            write it
+python scripts/make_reference.py --check    exit 1 when it differs
 """
 
 from __future__ import annotations

@@ -173,9 +173,7 @@ def open_dialogues(
     """One dialogue per request on the same views."""
     retriever = bank or EmptyBank()
     return [
-        Dialogue(
-            views, text, protocol, skills=tuple(retriever.retrieve(text, views.modality, SKILLS_SHOWN)), targets=targets or Targets()
-        )
+        Dialogue(views, text, protocol, skills=tuple(retriever.retrieve(text, views.modality, SKILLS_SHOWN)), targets=targets or Targets())
         for text in requests
     ]
 

@@ -147,6 +147,23 @@ class Model:
         }
 
 
+def resolve_device(name: str) -> str:
+    """ "auto" as "cuda", "mps" or "cpu", whichever torch finds first; UsageError for a device that is not there."""
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (index and not index.isdigit()):
+        raise UsageError(f"There is no device {name!r}. Choose auto, cpu, cuda, cuda:1 or mps.")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if int(index or 0) >= there:
+        raise UsageError(
+            f"The device {name!r} is not here ({there} of kind {kind}). Use -device auto or cpu; seerseg_doctor shows what torch sees."
+        )
+    return name
+
+
 def read_spec(folder: Path) -> ModelSpec:
     """The spec of a model folder; ModelError when it is none or damaged."""
     path = folder / MANIFEST
@@ -228,7 +245,9 @@ def find_run(results: Path, dataset: str, fold: int, *, plans: str | None = None
     if not found:
         raise ModelError(f"{root} holds no trained model of fold {fold}. Train one, or give a model folder with -m.")
     if len(found) > 1:
-        raise UsageError(f"Several models of fold {fold} fit: {', '.join(p.name for p in found)}. Say which, with -m {found[0]}/fold_{fold}.")
+        raise UsageError(
+            f"Several models of fold {fold} fit: {', '.join(p.name for p in found)}. Say which, with -m {found[0]}/fold_{fold}."
+        )
     return found[0] / f"fold_{fold}"
 
 
@@ -256,11 +275,9 @@ def open_model(
     spec = replace(spec, **changes)
     return Model(
         spec=spec,
-        device=device,
+        device=resolve_device(device),
         dtype=dtype,
         offline=offline,
         reasoner_given=None if reasoner is None or isinstance(reasoner, str) else reasoner,
         segmenter_given=None if segmenter is None or isinstance(segmenter, str) else segmenter,
     )
-
-

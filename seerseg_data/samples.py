@@ -89,7 +89,9 @@ def _ct_chest(folder: Path) -> Path:
     assert scan.source is not None
     write_volume(scan, folder / "imagesTr" / "chest_001_0000.nii.gz", as_source=True)
     write_labels(labels, grid, scan.source, folder / "labelsTr" / "chest_001.nii.gz")
-    requests = [Request(id=s.id, case="chest_001", text=s.text, target=(s.target,) if s.target else None, style=s.style) for s in CT_CHEST_REQUESTS]
+    requests = [
+        Request(id=s.id, case="chest_001", text=s.text, target=(s.target,) if s.target else None, style=s.style) for s in CT_CHEST_REQUESTS
+    ]
     _describe(folder, "CT", {"background": 0, **CT_CHEST_LABELS}, 1, "MIT (package slicerio 1.4.0)", requests)
     return folder
 

@@ -15,7 +15,21 @@ ORDER = (
     "errors paths volume vocabulary dataset views planning store prompts segmenters skills protocols reasoners episode metrics rewards "
     "model training prediction evaluation report slurm cli"
 ).split()
-HEAVY = ("torch", "transformers", "monai", "trl", "peft", "datasets", "accelerate", "matplotlib", "SimpleITK", "skimage", "nibabel", "scipy", "numpy")
+HEAVY = (
+    "torch",
+    "transformers",
+    "monai",
+    "trl",
+    "peft",
+    "datasets",
+    "accelerate",
+    "matplotlib",
+    "SimpleITK",
+    "skimage",
+    "nibabel",
+    "scipy",
+    "numpy",
+)
 
 
 def sources(package: str) -> Iterator[Path]:

@@ -62,7 +62,9 @@ def test_positionals_pass() -> None:
     assert run("gt", "pred", "-f", "1", "2")["folders"] == ["gt", "pred"]
 
 
-@pytest.mark.parametrize(("typed", "meant"), [("--promt", "--prompt"), ("-num_prts", "--num_parts"), ("--verify_dataset_integrty", "--verify_dataset_integrity")])
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("--promt", "--prompt"), ("-num_prts", "--num_parts"), ("--verify_dataset_integrty", "--verify_dataset_integrity")]
+)
 def test_a_mistyped_option_is_an_error_with_the_nearest_name(typed: str, meant: str) -> None:
     result = CliRunner().invoke(probe, [typed, "x"])
     assert result.exit_code == 2

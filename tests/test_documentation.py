@@ -36,7 +36,9 @@ def options_of_all_commands() -> set[str]:
     return set(re.findall(r"(?<![\w-])(--?[a-z][\w-]*)", text))
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if p.name not in ("commands.md", "CHANGELOG.md", "experiments.md")], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if p.name not in ("commands.md", "CHANGELOG.md", "experiments.md")], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_seerseg_lines_in_the_documents_use_options_that_exist(page: Path) -> None:
     known = options_of_all_commands()
     for block in re.findall(r"```(?:bash|sh)\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seerseg.episode import Dialogue, Targets, open_dialogues, reason, solve
-from seerseg.model import Model, ModelSpec, find_run, open_model, read_spec, run_name, write_spec
+from seerseg.model import Model, ModelSpec, find_run, open_model, read_spec, resolve_device, run_name, write_spec
 from seerseg.errors import FolderError, ModelError, UsageError
 from seerseg.prompts import Point, Prompt
 from seerseg.protocols.base import Answer, Fault
@@ -197,7 +197,12 @@ def test_dialogues_can_be_driven_from_outside() -> None:
 def test_manifest_round_trip(tmp_path: Path) -> None:
     (tmp_path / "adapter").mkdir()
     spec = ModelSpec(
-        reasoner=str(tmp_path / "adapter"), targets=("a", "b"), closed=True, label_values={"a": (1,), "b": (2, 3)}, views=ViewSpec(count=4), folder=tmp_path
+        reasoner=str(tmp_path / "adapter"),
+        targets=("a", "b"),
+        closed=True,
+        label_values={"a": (1,), "b": (2, 3)},
+        views=ViewSpec(count=4),
+        folder=tmp_path,
     )
     write_spec(tmp_path, spec)
     assert '"reasoner": "adapter"' in (tmp_path / "manifest.json").read_text()
@@ -205,7 +210,10 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
     assert open_model(tmp_path, segmenter="grow").spec.segmenter == "grow"
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 2}', '{"schema": 1, "reasoner": "../../x", "segmenter": "nano", "protocol": "seer"}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '{"schema": 1}', '{"schema": 2}', '{"schema": 1, "reasoner": "../../x", "segmenter": "nano", "protocol": "seer"}'],
+)
 def test_a_damaged_manifest_is_a_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(ModelError, match="manifest.json"):
@@ -240,3 +248,11 @@ def test_runs_are_found_and_never_guessed(tmp_path: Path) -> None:
         find_run(tmp_path, "4", 1)
     with pytest.raises(FolderError):
         find_run(tmp_path, "5", 0)
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == "cpu"
+    assert resolve_device("auto") in ("cpu", "cuda", "mps")
+    for name in ("gpu", "cuda:99", "cpu:x"):
+        with pytest.raises(UsageError, match="device"):
+            resolve_device(name)

@@ -65,9 +65,9 @@ def test_any_string_is_read_without_raising(reply: str) -> None:
     assert 0.0 <= seer.wellformed(reply) <= 1.0
 
 
-words = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="<>"), min_size=1, max_size=40).filter(
-    lambda s: s.strip()
-)
+words = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Zl", "Zp"), exclude_characters="<>"), min_size=1, max_size=40
+).filter(lambda s: s.strip())
 
 
 @given(words, words, words)

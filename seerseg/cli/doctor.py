@@ -11,7 +11,20 @@ import click
 from seerseg.cli.options import command, json_option, print_json
 
 State = Literal["ok", "note", "problem"]
-CORE = ("torch", "monai", "nibabel", "SimpleITK", "transformers", "peft", "safetensors", "numpy", "scipy", "scikit-image", "blosc2", "click")
+CORE = (
+    "torch",
+    "monai",
+    "nibabel",
+    "SimpleITK",
+    "transformers",
+    "peft",
+    "safetensors",
+    "numpy",
+    "scipy",
+    "scikit-image",
+    "blosc2",
+    "click",
+)
 EXTRAS = {
     "train": ("trl", "accelerate", "datasets"),
     "report": ("matplotlib",),
@@ -76,7 +89,9 @@ def folders() -> Iterator[Finding]:
             yield Finding("Folders", variable, "problem", f"{path} does not exist", f"mkdir -p {path}")
         elif not os.access(path, os.W_OK):
             read_only = variable == RAW_VARIABLE
-            yield Finding("Folders", variable, "ok" if read_only else "problem", f"{path} (read-only)", "" if read_only else f"Make {path} writable.")
+            yield Finding(
+                "Folders", variable, "ok" if read_only else "problem", f"{path} (read-only)", "" if read_only else f"Make {path} writable."
+            )
         else:
             count = sum(1 for p in path.iterdir() if p.is_dir() and p.name.startswith("Dataset"))
             yield Finding("Folders", variable, "ok", f"{path} ({count} dataset{'s' if count != 1 else ''})")
@@ -103,7 +118,9 @@ def versions() -> Iterator[Finding]:
             except PackageNotFoundError:
                 missing.append(name)
         if missing:
-            yield Finding("Versions", f"extra [{extra}]", "note", f"without {', '.join(missing)}", f"If you want it: pip install 'seerseg[{extra}]'")
+            yield Finding(
+                "Versions", f"extra [{extra}]", "note", f"without {', '.join(missing)}", f"If you want it: pip install 'seerseg[{extra}]'"
+            )
         else:
             yield Finding("Versions", f"extra [{extra}]", "ok", ", ".join(f"{n} {version(n)}" for n in names))
 

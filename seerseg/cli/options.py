@@ -147,9 +147,9 @@ def folder_options(*names: str) -> Callable[[Function], Function]:
 
 def device_option(function: Function) -> Function:
     """-device, as nnU-Net has it."""
-    return option("-device", "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps. auto: the first GPU if any.")(
-        function
-    )
+    return option(
+        "-device", "--device", default="auto", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps. auto: the first GPU if any."
+    )(function)
 
 
 def json_option(function: Function) -> Function:

@@ -31,7 +31,8 @@ SKILL_RULE = "Some skills that worked before follow. If one fits this request, u
 MAX_ANSWER_CHARS = 200
 _PARTS = ("evidence", "rationale", "answer")
 _WHOLE = re.compile(
-    r"\s*<evidence>(?P<evidence>.*?)</evidence>\s*<rationale>(?P<rationale>.*?)</rationale>\s*<answer>(?P<answer>.*?)</answer>\s*", re.DOTALL
+    r"\s*<evidence>(?P<evidence>.*?)</evidence>\s*<rationale>(?P<rationale>.*?)</rationale>\s*<answer>(?P<answer>.*?)</answer>\s*",
+    re.DOTALL,
 )
 
 

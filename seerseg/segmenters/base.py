@@ -168,7 +168,9 @@ class Segmenter(Protocol):
 class SegmenterFactory(Protocol):
     """Loads a segmenter. `source`: a folder, a file or a hub id, or None for its default; never the network when offline."""
 
-    def __call__(self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> Segmenter: ...
+    def __call__(
+        self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True
+    ) -> Segmenter: ...
 
 
 @dataclass(frozen=True)
