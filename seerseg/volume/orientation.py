@@ -122,7 +122,8 @@ def check_overlap(grid: Grid, to: Grid, what: str) -> None:
         top = np.array(other.shape_zyx) - 0.5
         outer = np.array([[a, b, c] for a in (-0.5, top[0]) for b in (-0.5, top[1]) for c in (-0.5, top[2])])
         there = one.to_voxel(other.to_world(outer))
-        if (there.max(axis=0) <= -0.5).any() or (there.min(axis=0) >= np.array(one.shape_zyx) - 0.5).any():
+        touch = LATTICE_TOLERANCE_VOXELS - 0.5
+        if (there.max(axis=0) <= touch).any() or (there.min(axis=0) >= np.array(one.shape_zyx) - 1 - touch).any():
             gap = np.linalg.norm(grid.corners_mm.mean(axis=0) - to.corners_mm.mean(axis=0))
             raise GeometryError(
                 f"{what} lies outside the field of view of its image (their centres are {gap:.0f} mm apart). "
