@@ -85,7 +85,7 @@ class LabelDescription:
 
     canonical: str
     synonyms: tuple[str, ...] = ()
-    region: str = ""
+    region: str | None = None
     laterality: str | None = None
 
 
@@ -183,7 +183,7 @@ class Vocabulary:
     def key(self, text: str) -> tuple[tuple[str, ...], Side | None]:
         """What a text is indexed by: its sorted roots and its side; word order and inflection do not matter."""
         roots, side = self.split_side(words(text))
-        return tuple(sorted(roots)), side
+        return tuple(sorted(set(roots))), side
 
     @cached_property
     def bags(self) -> dict[tuple[str, ...], list[tuple[Entry, Surface]]]:
@@ -244,11 +244,16 @@ class Vocabulary:
             canonical = description.canonical.strip() or label
             if description.laterality not in (None, "", "left", "right", "both"):
                 raise DatasetError(
-                    f"The label {label!r} has laterality {description.laterality!r}; it can be left, right, both or null in label_descriptions.json."
+                    f"The label {label!r} has laterality {description.laterality!r} in label_descriptions.json; "
+                    "it can be left, right, both or null."
                 )
             known = entries.get(canonical)
             side: Side | None = description.laterality or self.key(canonical)[1]  # type: ignore[assignment]
-            forms = [Surface(text.strip(), "synonym", "train", self.key(text)[1] or side) for text in (*description.synonyms, label) if text.strip()]
+            forms = [
+                Surface(text.strip(), "synonym", "train", self.key(text)[1] or side)
+                for text in (*description.synonyms, label)
+                if text.strip()
+            ]
             regions = (description.region,) if description.region else ()
             if known is None:
                 like = self.resolve(canonical)
@@ -310,9 +315,17 @@ def _check_raw(raw: Any, path: Path) -> None:
         raise ModelError(f"{path}: entry {raw['name']!r} has the unknown field {min(unknown)!r}.{did_you_mean(min(unknown), _FIELDS)}")
     for name in _KIND_OF_FIELD:
         for form in raw.get(name, ()):
-            text, split = (form, "train") if isinstance(form, str) else (form.get("form"), form.get("split")) if isinstance(form, dict) else (None, "")
+            text, split = (
+                (form, "train")
+                if isinstance(form, str)
+                else (form.get("form"), form.get("split"))
+                if isinstance(form, dict)
+                else (None, "")
+            )
             if not isinstance(text, str) or not text.strip() or split not in _SPLITS:
-                raise ModelError(f"{path}: entry {raw['name']!r}, field {name!r}: {str(form)[:80]} is neither a text nor a form with its split.")
+                raise ModelError(
+                    f"{path}: entry {raw['name']!r}, field {name!r}: {str(form)[:80]} is neither a text nor a form with its split."
+                )
 
 
 def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
@@ -347,8 +360,7 @@ def _forms(raw: Mapping[str, Any], fill: Any) -> list[Surface]:
     forms: list[Surface] = []
     for name, kind in _KIND_OF_FIELD.items():
         for form in raw.get(name, ()):
-            text, split = (form, "train") if isinstance(form, str) else (form["form"], form["split"])
-            forms.append(Surface(fill(text), kind, split))
+            forms.append(Surface(fill(form), kind) if isinstance(form, str) else Surface(fill(form["form"]), kind, form["split"]))
     return forms
 
 

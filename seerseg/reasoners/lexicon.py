@@ -1,0 +1,418 @@
+"""The reasoner without a model: spelling repair, abbreviations, synonyms, sides and descriptions by rule.
+
+The honest control that a trained reasoner must beat, and the default until one is shipped. It reads the words of the dialogue
+alone (the request, the names that may be answered, the modality) and never the images. It answers "absent" when the request
+means something that is not among the names, and when it means nothing that the vocabulary knows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+from seerseg.protocols.base import ABSENT
+from seerseg.protocols.messages import Message
+from seerseg.reasoners.base import ReasonerCard
+from seerseg.reasoners.reading import (
+    Mention,
+    Sense,
+    Words,
+    after_verb,
+    contained,
+    find_descriptions,
+    find_mentions,
+    negated_positions,
+    said_by_plural,
+    tokenise,
+)
+from seerseg.vocabulary import DEFAULT_FILE, Entry, LabelDescription, Side, Vocabulary
+
+VERSION = 1
+ACCEPT = 0.5  # a mention below this is no answer; set on the tuning half of the request set in the tests
+ACCEPT_DESCRIBED = 0.5
+_GENERIC = frozenset("tumour|lesion|cyst|bones|tissue|skin|body|skeletal muscle|face|torso|body extremities|vertebra".split("|"))
+_FAR = frozenset({"opposite", "other", "away", "far", "across", "contralateral", "furthest", "farthest"})
+_REGION_CUES = {
+    "chest": "chest thorax thoracic cardiac heart echo echocardiography pulmonary pumping chamber ejection myocardial",
+    "abdomen": "abdomen abdominal belly",
+    "pelvis": "pelvis pelvic",
+    "head": "head brain cerebral neuro intracranial csf hydrocephalus skull",
+    "spine": "spine spinal disc",
+    "neck": "neck",
+    "lower limb": "leg",
+    "upper limb": "arm",
+}
+_REGION_WORDS = {word: region for region, cues in _REGION_CUES.items() for word in cues.split()}
+_REQUEST = re.compile(r"<raw_prompt>(.*?)</raw_prompt>", re.DOTALL)
+_TARGETS = re.compile(r"<targets>(.*?)</targets>", re.DOTALL)
+_SKILL = re.compile(r"^\[\d+\] (\S+) \((\w+)\)", re.MULTILINE)
+_POLITE = re.compile(
+    r"^\s*(?:(?:hey|hi|hello|please|pls|plz|kindly|can you|could you|would you|i want(?: you)? to|i need(?: you)? to|"
+    r"i would like(?: you)? to|go ahead and|just|segment|outline|delineate|contour|mask|show(?: me)?|mark|highlight|find|draw|"
+    r"trace|extract|label|get|give me|i want|i need|the|a|an)\b[\s,:]*)+",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used."""
+
+    answer: str
+    evidence: str
+    rationale: str
+    tags: tuple[str, ...] = ()
+
+    @property
+    def reply(self) -> str:
+        """In SEER's grammar."""
+        parts = (("evidence", self.evidence), ("rationale", self.rationale), ("answer", self.answer))
+        return "".join(f"<{tag}>{_inert(text)}</{tag}>" for tag, text in parts)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    mention: Mention
+    sense: Sense | None
+    entry: Entry
+    listed: str | None
+    rank: float
+
+
+class _Listed:
+    """The names that may be answered, each with its entry; the vocabulary is extended by those it does not know."""
+
+    def __init__(self, names: Sequence[str], words: Words) -> None:
+        vocabulary = words.vocabulary
+        by_entry: dict[str, str] = {}
+        unknown: dict[str, LabelDescription] = {}
+        for name in names:
+            entry = vocabulary.resolve(name)
+            if entry is None or entry.name in by_entry:
+                unknown[name] = LabelDescription(name)
+            else:
+                by_entry[entry.name] = name
+        if unknown:
+            vocabulary = vocabulary.extend(unknown)
+            words = Words(vocabulary)
+            by_entry |= {name: name for name in unknown}
+        self.names, self.words, self.by_entry = tuple(names), words, by_entry
+
+    @cached_property
+    def shared(self) -> frozenset[str]:
+        """Roots that every name has: what goes without saying ("hippocampus" of anterior and posterior hippocampus)."""
+        bags = [set(self.words.vocabulary.key(name)[0]) for name in self.names]
+        return frozenset(set.intersection(*bags)) if len(bags) > 1 else frozenset()
+
+    @cached_property
+    def remainders(self) -> dict[tuple[str, ...], set[str]]:
+        """What is left of each way to say a name without the shared roots -> the names it can mean."""
+        out: dict[tuple[str, ...], set[str]] = {}
+        for bag, senses in self.words.senses.items():
+            rest = tuple(root for root in bag if root not in self.shared)
+            for sense in senses:
+                if sense.entry.name in self.by_entry and rest and len(rest) < len(bag):
+                    out.setdefault(rest, set()).add(self.by_entry[sense.entry.name])
+        return out
+
+
+class LexiconReasoner:
+    """Answers in SEER's grammar; deterministic, so all samples are alike. `descriptions` adds a dataset's own names."""
+
+    def __init__(self, *, vocabulary: Vocabulary | None = None, descriptions: Mapping[str, LabelDescription] | None = None) -> None:
+        chosen = vocabulary or Vocabulary.load()
+        self._vocabulary = chosen.extend(descriptions) if descriptions else chosen
+        self._lists: dict[tuple[str, ...], _Listed] = {}
+        self._plain = vocabulary is None and not descriptions
+
+    @cached_property
+    def card(self) -> ReasonerCard:
+        """Identity: rules and vocabulary."""
+        return ReasonerCard(
+            name="lexicon",
+            identity=f"lexicon-{VERSION}-{self._digest}",
+            licence="Apache-2.0",
+            source="seerseg",
+            sees_images=False,
+            notes="Rules over words; sees no image.",
+        )
+
+    @cached_property
+    def _digest(self) -> str:
+        if self._plain:
+            return hashlib.sha256(DEFAULT_FILE.read_bytes()).hexdigest()[:16]
+        said = repr([(e.name, e.side, e.surfaces) for e in self._vocabulary])
+        return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _words(self) -> Words:
+        return Words(self._vocabulary)
+
+    def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+        """One reply per dialogue, repeated `samples` times; `seed` changes nothing."""
+        return [[self._answer(dialogue)] * samples for dialogue in dialogues]
+
+    def _answer(self, dialogue: Sequence[Message]) -> str:
+        text = next((m.text for m in dialogue if m.role == "user" and "<raw_prompt>" in m.text), None)
+        if text is None:
+            text = next((m.text for m in reversed(dialogue) if m.role == "user"), "")
+        requests = _REQUEST.findall(text)
+        listed = _TARGETS.findall(text[: text.rfind("<raw_prompt>")] if requests else text)
+        names = [n.strip() for n in listed[0].split(";")] if listed else []
+        modality = next((m for m in ("CT", "MR", "PET") if re.search(rf"\b{m} scan\b", text)), None)
+        decision = self.decide(requests[-1] if requests else text, [n for n in names if n and n != ABSENT], modality=modality)
+        used = [skill for skill, tag in _SKILL.findall(text) if tag in decision.tags][:1]
+        if used:
+            decision = replace(decision, rationale=f"{decision.rationale} Skill: {used[0]}.")
+        return decision.reply
+
+    def decide(self, request: str, targets: Sequence[str] = (), *, modality: str | None = None) -> Decision:
+        """What the request means. targets: names that may be answered, empty when any may; modality: "CT", "MR" or None."""
+        key = tuple(targets)
+        listed = self._lists.get(key)
+        if listed is None:
+            if len(self._lists) > 64:
+                self._lists.clear()
+            listed = self._lists[key] = _Listed(key, self._words)
+        return _Reader(request, listed, modality).decide()
+
+
+class _Reader:
+    """One request being read."""
+
+    def __init__(self, request: str, listed: _Listed, modality: str | None) -> None:
+        self.request, self.listed, self.modality = request, listed, modality
+        self.tokens = tokenise(request, listed.words)
+        self.negated = negated_positions(self.tokens)
+        self.mentions = find_mentions(self.tokens, listed.words)
+        self.notes: list[str] = []
+        self.tags: list[str] = []
+
+    def decide(self) -> Decision:
+        ranked = self._ranked()
+        best = ranked[0] if ranked and ranked[0].rank >= ACCEPT else None
+        answer = self._implied(best) if self.listed.names else None
+        if answer is None:
+            answer = self._named(best) if best is not None else self._nothing()
+        return self._decision(answer, best)
+
+    # --- choosing ---------------------------------------------------------------------------------------------------
+
+    def _ranked(self) -> list[_Ranked]:
+        described = [m for m in find_descriptions(self.tokens, self.listed.words) if m.score >= ACCEPT_DESCRIBED]
+        covering = [m.positions for m in described if m.score >= 0.6]
+        named = [m for m in self.mentions if not any(m.positions < positions for positions in covering)]
+        out: list[_Ranked] = []
+        for mention in (*named, *described[:8]):
+            chosen = self._choose(mention)
+            if chosen is not None:
+                out.append(chosen)
+        return sorted(out, key=lambda r: (-round(r.rank, 6), min(r.mention.positions), r.entry.name))
+
+    def _choose(self, mention: Mention) -> _Ranked | None:
+        side = self._side(mention)
+        fitting = [(fit, sense) for sense in mention.senses if (fit := _side_fit(sense, side, self._open_side(sense))) > 0]
+        if not fitting:
+            return None
+        votes = self._region_votes(mention)
+        scored = []
+        for order, (fit, sense) in enumerate(fitting):
+            listed = self.listed.by_entry.get(sense.entry.name)
+            context = 0.15 * sum(region in votes for region in sense.entry.regions)
+            odd = 0.1 if self.modality and sense.entry.modalities and self.modality not in sense.entry.modalities else 0.0
+            kind = {"name": 0.06, "synonym": 0.05, "lay": 0.02}.get(sense.kind, 0.0)
+            scored.append((fit + (0.5 if listed else 0.0) + context + kind - odd, -order, sense, listed))
+        _, _, sense, listed = max(scored, key=lambda s: (s[0], s[1]))
+        rank = mention.score * (1.25 if listed or not self.listed.names else 1.0)
+        rank *= 0.5 if mention.anchor else 1.3 if after_verb(self.tokens, mention) else 1.0
+        if not mention.anchor and not mention.described and len(self.mentions) > 1 and contained(self.tokens, mention):
+            rank *= 0.75
+        if mention.negated:
+            rank *= 0.6 if side in ("left", "right") and sense.entry.side == side and self._only_sides_negated(mention) else 0.2
+        rank *= 0.7 if sense.entry.name in _GENERIC else 1.0
+        return _Ranked(mention, sense, sense.entry, listed, rank * 0.995 ** min(mention.positions))
+
+    def _open_side(self, sense: Sense) -> bool:
+        """Whether a one-sided sense may stand for a request without side: only one of the twins can be answered."""
+        entry, by_entry = sense.entry, self.listed.by_entry
+        return entry.name in by_entry and entry.twin is not None and entry.twin not in by_entry
+
+    def _region_votes(self, mention: Mention) -> set[str]:
+        votes = {_REGION_WORDS[t.word] for n, t in enumerate(self.tokens) if n not in mention.positions and t.word in _REGION_WORDS}
+        for other in self.mentions:
+            if other.positions.isdisjoint(mention.positions):
+                votes.update(region for sense in other.senses[:1] for region in sense.entry.regions)
+        return votes
+
+    # --- side -------------------------------------------------------------------------------------------------------
+
+    def _side(self, mention: Mention) -> Side | None:
+        low, high = min(mention.positions), max(mention.positions)
+        near: list[tuple[int, Side, bool]] = []
+        for n, token in enumerate(self.tokens):
+            if token.side is not None:
+                gap = low - n if n < low else n - high if n > high else 0
+                same = token.clause == self.tokens[low].clause
+                near.append((gap + (0 if same else 4), token.side, n in self.negated))
+        near.sort(key=lambda item: item[0])
+        wanted = [(gap, side) for gap, side, negated in near if not negated]
+        if wanted:
+            closest = {side for gap, side in wanted if gap <= wanted[0][0] + 2}
+            return "both" if len(closest) > 1 or "both" in closest else next(iter(closest))
+        unwanted = {side for _, side, negated in near if negated} - {"both"}
+        if len(unwanted) == 1:
+            return "right" if unwanted == {"left"} else "left"
+        return self._landmark_side(mention) or ("both" if said_by_plural(self.tokens, mention) else None)
+
+    def _only_sides_negated(self, mention: Mention) -> bool:
+        """ "not the left lung": the side is refused, not the lung."""
+        return any(t.side is not None and n in self.negated and abs(n - min(mention.positions)) <= 3 for n, t in enumerate(self.tokens))
+
+    def _landmark_side(self, mention: Mention) -> Side | None:
+        for other in self.mentions:
+            lies = next((s.entry.lies for s in other.senses if s.entry.lies is not None), None)
+            if lies is None or not other.anchor or not other.positions.isdisjoint(mention.positions):
+                continue
+            low = min(other.positions)
+            far = any(t.word in _FAR for t in self.tokens[max(0, low - 6) : low])
+            opposite: Side = "right" if lies == "left" else "left"
+            self.notes.append(f"the {self._said(other)} lies on the {lies}")
+            return opposite if far else lies
+        return None
+
+    # --- what follows from the list -----------------------------------------------------------------------------------
+
+    def _implied(self, best: _Ranked | None) -> str | None:
+        """An answer that only the list of names makes plain: "the front part", "not the head", "the left one"."""
+        if best is not None and best.listed is not None and not best.mention.negated:
+            return None
+        wanted, unwanted = self._remainder_names()
+        whole = best is None or self._is_whole(best.entry)
+        if whole and len(wanted) == 1:
+            self.notes.append("the names that may be answered differ by this word")
+            return wanted.pop()
+        if whole and unwanted and len(left := set(self.listed.names) - unwanted) == 1:
+            self.notes.append("the other one was excluded")
+            return left.pop()
+        if best is None:
+            return self._one_sided()
+        return None
+
+    def _remainder_names(self) -> tuple[set[str], set[str]]:
+        if not self.listed.shared:
+            return set(), set()
+        wanted: set[str] = set()
+        unwanted: set[str] = set()
+        places: dict[str, int] = {}
+        for n, token in enumerate(self.tokens):
+            places.setdefault(self.listed.words.vocabulary.root(token.word), n)
+        for rest, names in self.listed.remainders.items():
+            if all(root in places for root in rest) and len(names) == 1:
+                (unwanted if any(places[root] in self.negated for root in rest) else wanted).update(names)
+        return wanted - unwanted, unwanted
+
+    def _is_whole(self, entry: Entry) -> bool:
+        """Whether the listed names are parts of this structure."""
+        entries = self.listed.words.vocabulary.entries
+        return any(entries[name].part_of in (entry.name, *entry.members) for name in self.listed.by_entry if name in entries)
+
+    def _one_sided(self) -> str | None:
+        """ "the left one", when one name has that side and nothing else was said."""
+        sides = {t.side for n, t in enumerate(self.tokens) if t.side is not None and n not in self.negated}
+        excluded = {t.side for n, t in enumerate(self.tokens) if t.side is not None and n in self.negated} - {"both"}
+        if not sides and len(excluded) == 1:
+            sides = {"right" if excluded == {"left"} else "left"}
+        rest = [t for t in self.tokens if t.side is None and t.word not in self.listed.words.vocabulary.ordinary]
+        entries = self.listed.words.vocabulary.entries
+        fitting = [shown for name, shown in self.listed.by_entry.items() if name in entries and entries[name].side in sides]
+        return fitting[0] if len(sides) == 1 and not rest and len(fitting) == 1 else None
+
+    def _named(self, best: _Ranked) -> str:
+        if best.listed is not None or not self.listed.names:
+            return best.listed or best.entry.name
+        entries = self.listed.words.vocabulary.entries
+        members = [self.listed.by_entry[m] for m in best.entry.members if m in self.listed.by_entry]
+        if len(members) == 2 or (self._is_whole(best.entry) and len(self._parts(best.entry)) > 1):
+            self.notes.append("this is the whole of several listed names")
+            return best.entry.name
+        if best.entry.side in ("left", "right") and self._side(best.mention) is None:
+            pair = next((e.name for e in entries.values() if best.entry.name in e.members), None)
+            if pair in self.listed.by_entry:
+                return self.listed.by_entry[pair]
+        self.notes.append(f"{best.entry.name} is not among the names that may be answered")
+        self.tags.append("OUT_OF_REGION_REJECT")
+        return ABSENT
+
+    def _parts(self, entry: Entry) -> list[str]:
+        entries = self.listed.words.vocabulary.entries
+        return [name for name in self.listed.by_entry if name in entries and entries[name].part_of == entry.name]
+
+    def _nothing(self) -> str:
+        if self.listed.names:
+            self.notes.append("nothing that may be answered is meant by these words")
+            self.tags.append("OUT_OF_REGION_REJECT")
+            return ABSENT
+        cleaned = _POLITE.sub("", " ".join(self.request.split())).strip(" .,;:!?\"'")
+        self.notes.append("the vocabulary knows none of these words, so they are passed on")
+        return _inert(cleaned[:120].strip()) or ABSENT
+
+    # --- saying it ----------------------------------------------------------------------------------------------------
+
+    def _said(self, mention: Mention) -> str:
+        return " ".join(self.tokens[n].word for n in sorted(mention.positions))
+
+    def _decision(self, answer: str, best: _Ranked | None) -> Decision:
+        repairs = [f"{t.raw} -> {t.word}" for t in self.tokens if t.repaired and t.raw != t.word][:6]
+        reasons: list[str] = []
+        if repairs:
+            reasons.append(f"Spelling repaired: {', '.join(repairs)}.")
+            self.tags.append("MESSY_INPUT_REPAIR")
+        if best is not None and best.sense is not None:
+            said = self._said(best.mention)
+            if best.mention.described:
+                reasons.append(f"Described as {best.sense.text!r}: {best.entry.name}.")
+            elif best.sense.kind == "abbreviation":
+                others = list(dict.fromkeys(s.entry.base for s in best.mention.senses if s.entry.base != best.entry.base))[:3]
+                reasons.append(f"{said!r} is short for {best.entry.name}" + (f", not {', '.join(others)}." if others else "."))
+                self.tags.append("ABBR_DISAMBIGUATE")
+            else:
+                reasons.append(f"{said!r} means {best.entry.name}.")
+        reasons.extend(f"{note[0].upper()}{note[1:]}." for note in dict.fromkeys(self.notes))
+        if len(self.tokens) > 14:
+            self.tags.append("VERBOSE_PRUNE")
+        self.tags.append("PROMPT_NORMALIZE")
+        named = self._said(best.mention) if best is not None else "no known structure is named"
+        evidence = f"Words only, no image was read: {named}."
+        return Decision(answer, evidence, " ".join(reasons) or "Taken as it stands.", tuple(dict.fromkeys(self.tags)))
+
+
+def _side_fit(sense: Sense, side: Side | None, open_side: bool) -> float:
+    """How well a sense keeps the side that was asked for; 0 when it contradicts it."""
+    own = sense.side
+    if own is None or own == side:
+        return 1.0
+    if side is None:
+        return 0.95 if own == "both" or open_side else 0.4
+    return 0.0
+
+
+def _inert(text: str) -> str:
+    return text.replace("<", "\u2039").replace(">", "\u203a")
+
+
+def load(
+    *,
+    source: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str | None = None,
+    offline: bool = True,
+    vocabulary: Vocabulary | None = None,
+    descriptions: Mapping[str, LabelDescription] | None = None,
+) -> LexiconReasoner:
+    """The lexicon; `source` may name a vocabulary file of the built-in one's schema."""
+    chosen = vocabulary if source is None else Vocabulary.load(Path(source))
+    return LexiconReasoner(vocabulary=chosen, descriptions=descriptions)
