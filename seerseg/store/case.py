@@ -219,11 +219,11 @@ def open_case(folder: Path, case_id: str) -> StoredCase:
 
 
 def verify_case(folder: Path, case_id: str) -> StoredCase:
-    """Open a case and check every byte that reading it could need, decoding nothing; StoreError at the first damage."""
+    """Open a case and check every byte of its files, decoding nothing; StoreError at the first damage."""
     case = open_case(folder, case_id)
-    case.image.check()
+    case.image.check_bytes()
     if case._labels is not None:
-        case._labels.check()
+        case._labels.check_bytes()
     return case
 
 

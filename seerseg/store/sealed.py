@@ -1,6 +1,6 @@
 """One array in one file that cannot be read wrongly: a blosc2 frame with a seal behind it.
 
-    [ b2nd frame: the array, readable by any blosc2 ][ pool ][ seal: JSON, table ][ footer, 48 bytes ]
+    [ b2nd frame: the array, readable by any blosc2 ][ pool ][ seal: JSON, table ][ footer, 56 bytes ]
 
 Blosc2 keeps no checksums, and its parser may crash on damaged bytes. So SeerSeg parses no frame: the seal says where each
 chunk's bytes lie and what their CRC-32 is, and only bytes that pass are decompressed. The pool holds the chunks that a
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 MAGIC = b"SeerSeal"
-FOOTER = struct.Struct("<8sQQQ16s")  # magic, length of the JSON, length of the table, size of the file, BLAKE2b of seal and these sizes
+# magic; bytes of the JSON, of the table, of the file; CRC-32 of frame and pool; BLAKE2b of these four numbers and the seal
+FOOTER = struct.Struct("<8sQQQQ16s")
 ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("crc", "<u4")])
 TAIL_BYTES = 1 << 15
+READ_BYTES = 1 << 20
 SCHEMA = 1
 MEND = "Run seerseg_preprocess again; it redoes this case only."
 
@@ -41,7 +43,8 @@ MEND = "Run seerseg_preprocess again; it redoes this case only."
 class Sealed:
     """A sealed file whose seal was read and found whole; chunks are checked whenever they are read.
 
-    shape, chunk: voxels per axis, as many axes each; metadata: what the writer gave; table: one ENTRY per chunk, C order.
+    shape, chunk: voxels per axis, as many axes each; metadata: what the writer gave; table: one ENTRY per chunk, C order;
+    body: bytes before the seal, and their CRC-32; identity: what tells this file from one written in its place.
     It holds no open file, so it may be pickled and used by several threads.
     """
 
@@ -51,6 +54,7 @@ class Sealed:
     chunk: tuple[int, ...]
     metadata: dict[str, Any]
     table: NDArray[np.void]
+    body: tuple[int, int]
     identity: tuple[int, int, int]
 
     def read(self, lo: Sequence[int], hi: Sequence[int]) -> NDArray[Any]:
@@ -71,15 +75,22 @@ class Sealed:
                 out[tuple(slice(b - low, e - low) for b, e, low in zip(begins, ends, lo, strict=True))] = scratch[here]
         return out
 
-    def check(self, arrays: Sequence[NDArray[Any]] | None = None) -> None:
-        """StoreError unless every chunk is whole and, when `arrays` are given as to `write_sealed`, decodes to exactly those."""
+    def check_bytes(self) -> None:
+        """StoreError unless every byte before the seal is as it was written; nothing is decoded."""
+        size, expected = self.body
+        crc = 0
+        with self._open() as file:
+            for start in range(0, size, READ_BYTES):
+                crc = zlib.crc32(self._read(file, start, min(READ_BYTES, size - start)), crc)
+        if crc != expected:
+            raise StoreError(f"{self.path} is damaged: its bytes are not those that were written. {MEND}")
+
+    def check_voxels(self, arrays: Sequence[NDArray[Any]]) -> None:
+        """StoreError unless every chunk decodes to exactly these `arrays`, given as to `write_sealed`."""
         scratch = np.empty(self.chunk, self.dtype)
         bits = np.dtype(f"u{self.dtype.itemsize}")
         with self._open() as file:
             for number, position in self._touched((0,) * len(self.shape), self.shape):
-                if arrays is None:
-                    self._bytes(file, number)
-                    continue
                 self._decode(file, number, scratch)
                 where = tuple(slice(at * size, (at + 1) * size) for at, size in zip(position, self.chunk, strict=True))
                 given = arrays[0][where] if arrays[0].ndim == len(self.shape) else arrays[position[0]][None][(slice(None), *where[1:])]
@@ -105,21 +116,21 @@ class Sealed:
             raise StoreError(f"{self.path} was written anew while it was being read. Run the same command again.")
         return file
 
-    def _bytes(self, file: IO[bytes], number: int) -> bytes:
-        offset, length, crc = self.table[number].item()
+    def _read(self, file: IO[bytes], offset: int, length: int) -> bytes:
         try:
             file.seek(offset)
-            data = file.read(length)
+            return file.read(length)
         except OSError as error:
             raise StoreError(f"Cannot read {self.path}: {error.strerror}. Check the disk and run the same command again.") from error
-        if len(data) != length or zlib.crc32(data) != crc:
-            raise StoreError(f"{self.path} is damaged: the bytes at {offset} are not those that were written. {MEND}")
-        return data
 
     def _decode(self, file: IO[bytes], number: int, into: NDArray[Any]) -> None:
         import blosc2
 
-        blosc2.decompress2(self._bytes(file, number), dst=into, nthreads=1)
+        offset, length, crc = self.table[number].item()
+        data = self._read(file, offset, length)
+        if len(data) != length or zlib.crc32(data) != crc:
+            raise StoreError(f"{self.path} is damaged: the bytes at {offset} are not those that were written. {MEND}")
+        blosc2.decompress2(data, dst=into, nthreads=1)
 
 
 def read_seal(path: Path) -> Sealed:
@@ -135,7 +146,7 @@ def read_seal(path: Path) -> Sealed:
             tail = file.read()
             if len(tail) < FOOTER.size or tail[-FOOTER.size :][: len(MAGIC)] != MAGIC:
                 raise StoreError(f"{path} is cut short, or was not written by SeerSeg: it ends without a seal. {MEND}")
-            _, document_bytes, table_bytes, file_bytes, digest = FOOTER.unpack(tail[-FOOTER.size :])
+            _, document_bytes, table_bytes, file_bytes, body_crc, digest = FOOTER.unpack(tail[-FOOTER.size :])
             seal_bytes = document_bytes + table_bytes + FOOTER.size
             whole = file_bytes == size and seal_bytes <= size
             if whole and seal_bytes > len(tail):
@@ -144,14 +155,22 @@ def read_seal(path: Path) -> Sealed:
         except OSError as error:
             raise StoreError(f"Cannot read {path}: {error.strerror}. Check the disk and run the same command again.") from error
     seal = tail[-seal_bytes : -FOOTER.size] if whole else b""
-    if not whole or _digest(seal, document_bytes, file_bytes) != digest:
+    if not whole or _digest(seal, document_bytes, table_bytes, file_bytes, body_crc) != digest:
         raise StoreError(f"The seal of {path} is damaged. {MEND}")
     document = json.loads(seal[:document_bytes])
     if document.get("schema") != SCHEMA:
         raise StoreError(f"{path} has schema version {document.get('schema')!r}, this SeerSeg reads version {SCHEMA}. {MEND}")
     table = np.frombuffer(seal[document_bytes:], ENTRY)
-    shape, chunk = tuple(document["shape"]), tuple(document["chunk"])
-    return Sealed(path=path, dtype=np.dtype(document["dtype"]), shape=shape, chunk=chunk, metadata=document, table=table, identity=identity)
+    return Sealed(
+        path=path,
+        dtype=np.dtype(document["dtype"]),
+        shape=tuple(document["shape"]),
+        chunk=tuple(document["chunk"]),
+        metadata=document,
+        table=table,
+        body=(size - seal_bytes, body_crc),
+        identity=identity,
+    )
 
 
 def write_sealed(path: Path, arrays: Sequence[NDArray[Any]], chunk: tuple[int, ...], metadata: dict[str, Any]) -> Sealed:
@@ -169,7 +188,7 @@ def write_sealed(path: Path, arrays: Sequence[NDArray[Any]], chunk: tuple[int, .
         with temporary.open("wb") as file:
             file.writelines(pieces)
         sealed.append(read_seal(temporary))
-        sealed[0].check(arrays)
+        sealed[0].check_voxels(arrays)
 
     write_atomically(path, write)
     return replace(sealed[0], path=path)
@@ -201,13 +220,13 @@ def _pieces(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...], chunk: tuple
             position = at + len(data)
         table[number] = (at, len(data), zlib.crc32(data))
     text, entries = json.dumps(document, allow_nan=False).encode(), table.tobytes()
-    size = pooled + len(text) + len(entries) + FOOTER.size
-    footer = FOOTER.pack(MAGIC, len(text), len(entries), size, _digest(text + entries, len(text), size))
-    return [frame, *pool, text, entries, footer]
+    body_crc = zlib.crc32(b"".join(pool), zlib.crc32(frame))
+    numbers = (len(text), len(entries), pooled + len(text) + len(entries) + FOOTER.size, body_crc)
+    return [frame, *pool, text, entries, FOOTER.pack(MAGIC, *numbers, _digest(text + entries, *numbers))]
 
 
-def _digest(seal: bytes, document_bytes: int, file_bytes: int) -> bytes:
-    return hashlib.blake2b(struct.pack("<QQ", document_bytes, file_bytes) + seal, digest_size=16).digest()
+def _digest(seal: bytes, *numbers: int) -> bytes:
+    return hashlib.blake2b(struct.pack("<4Q", *numbers) + seal, digest_size=16).digest()
 
 
 def _open(path: Path) -> IO[bytes]:
