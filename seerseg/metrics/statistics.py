@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 RESAMPLES = 2000
 LEVEL = 0.95
 BOOTSTRAP_SEED = 12345
+Item = TypeVar("Item", bound=Hashable)
+Subject = TypeVar("Subject", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def over_paraphrases(values: Sequence[float], styles: Sequence[str] = (), *, hig
 
 
 def bootstrap_interval(
-    values_by_subject: Mapping[Hashable, Sequence[float]],
+    values_by_subject: Mapping[Subject, Sequence[float]],
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -108,9 +110,9 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    a: Mapping[Hashable, float],
-    b: Mapping[Hashable, float],
-    subject_of: Mapping[Hashable, Hashable],
+    a: Mapping[Item, float],
+    b: Mapping[Item, float],
+    subject_of: Mapping[Item, Subject],
     *,
     resamples: int = RESAMPLES,
     level: float = LEVEL,
@@ -124,7 +126,7 @@ def paired_bootstrap(
     items = [item for item in a if item in b]
     if not items:
         raise ValueError("The two runs have no case and target in common, so they cannot be compared.")
-    by_subject: dict[Hashable, list[float]] = {}
+    by_subject: dict[Subject, list[float]] = {}
     for item in items:
         by_subject.setdefault(subject_of[item], []).append(b[item] - a[item])
     means = _resampled_means(by_subject, resamples, seed)
@@ -137,7 +139,7 @@ def paired_bootstrap(
     )
 
 
-def _resampled_means(values: Mapping[Hashable, Sequence[float]], resamples: int, seed: int) -> NDArray[np.float64] | None:
+def _resampled_means(values: Mapping[Subject, Sequence[float]], resamples: int, seed: int) -> NDArray[np.float64] | None:
     kept = sorted((str(subject), float(np.sum(v)), len(v)) for subject, v in values.items() if len(v))
     if len(kept) < 2:
         return None
