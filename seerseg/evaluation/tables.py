@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,10 @@ def text_table(evaluation: Evaluation) -> str:
     if evaluation.styles:
         blocks.append(_groups("style of request", evaluation))
     return "\n\n".join(block for block in blocks if block)
+
+
+def _wrapped(lines: Sequence[str]) -> str:
+    return "\n".join(part for line in lines for part in textwrap.wrap(line, WIDTH, subsequent_indent="  ") or [""])
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
@@ -50,7 +55,7 @@ def _header(evaluation: Evaluation) -> str:
     ]
     if about.model:
         parts = [f"{k} {about.model[k]}" for k in ("reasoner", "segmenter", "protocol", "plans", "seed") if about.model.get(k) is not None]
-        lines.append(_cut(", ".join([*parts, f"bank {about.bank_mode}"]) + (" (predictions of several models)" if about.mixed else "")))
+        lines.append(", ".join([*parts, f"bank {about.bank_mode}"]) + (" (predictions of several models)" if about.mixed else ""))
     interval = next((s.dice.interval for s in evaluation.summaries if s.dice.interval), None)
     note = f"NSD at {_tolerance(evaluation)}; "
     if interval is not None:
@@ -59,8 +64,8 @@ def _header(evaluation: Evaluation) -> str:
         note += "no interval: one subject only"
     lines.append(note)
     if about.reference_note:
-        lines.append(_cut(f"Reference labels: {about.reference_note}"))
-    return "\n".join(lines)
+        lines.append(f"Reference labels: {about.reference_note}")
+    return _wrapped(lines)
 
 
 def _tolerance(evaluation: Evaluation) -> str:
@@ -79,6 +84,7 @@ def _targets(evaluation: Evaluation) -> str:
         if targets[i] == targets[i - 1]:
             rows[i][0] = ""
     single = len({t for t in targets if t}) == 1
+    overall = sum(not t for t in targets)
     if single:  # "all" would repeat the only target
         rows = [row for row, target in zip(rows, targets, strict=True) if target]
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
@@ -88,6 +94,8 @@ def _targets(evaluation: Evaluation) -> str:
         out.append(" ".join(cells[:5]) + " " + "  ".join(cells[5:]))
         if number == 0:
             out.append("-" * len(out[0]))
+        if number == len(rows) - overall and not single and number:
+            out.append("")
     if evaluation.summaries[0].kind != "label map":
         out.append("n: cases and targets; K: paraphrases of each; worst, std, var: over paraphrases, then the mean over n;")
         out.append("HD95 in mm; failed: requests with nothing drawn, counted as Dice 0, NSD 0, HD95 the image's diagonal.")
@@ -105,8 +113,8 @@ def _line(summary: Summary) -> list[str]:
         f"{summary.dice.mean:.3f}",
         f"{interval.lo:.3f}-{interval.hi:.3f}" if interval else "",
         f"{summary.dice.worst:.3f}",
-        f"{summary.dice.std:.3f}",
-        f"{summary.dice.variance:.4f}",
+        f"{summary.dice.std:.3f}" if high > 1 else "-",
+        f"{summary.dice.variance:.4f}" if high > 1 else "-",
         _number(summary.nsd, 3),
         _number(summary.hd95_mm, 1),
         f"{summary.failures}/{summary.requests}",
@@ -154,7 +162,7 @@ def _sentences(evaluation: Evaluation) -> str:
         lines.append(f"{len(evaluation.missing)} not predicted and left out (first: {evaluation.missing[0]}).")
     if evaluation.faults:
         lines.append(f"{_count(len(evaluation.faults), 'fault')}, left out. First: {evaluation.faults[0]}")
-    return "\n".join(lines)
+    return _wrapped(lines)
 
 
 def _groups(title: str, evaluation: Evaluation) -> str:
@@ -169,5 +177,6 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 
-def _cut(text: str, width: int = WIDTH) -> str:
-    return text if len(text) <= width else text[: width - 3] + "..."
+def _cut(text: str, width: int) -> str:
+    """The middle goes: names of structures differ at either end ("left ...", "... of the right lung")."""
+    return text if len(text) <= width else text[: (width - 2) // 2] + ".." + text[len(text) - (width - 1) // 2 :]
