@@ -1,6 +1,7 @@
 """Reasoners by name, folder or hub id. Importing this package loads no torch, transformers, numpy or plug-in.
 
-Built in: `lexicon` (rules over words, no model), `verbatim` (the request as it is), `scripted` (replies from a file), `vlm` (any transformers image-text-to-text
+Built in: `lexicon` (rules over words, no model), `verbatim` (the request as it is), `scripted` (replies from a file), `vlm` (any
+transformers image-text-to-text
 model). More come from the entry-point group `seerseg.reasoners` of installed packages (NAME = "module:factory", see
 `base.ReasonerFactory`).
 """

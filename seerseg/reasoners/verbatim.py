@@ -16,7 +16,9 @@ _REQUEST = re.compile(r"<raw_prompt>(.*)</raw_prompt>", re.DOTALL)
 class VerbatimReasoner:
     """Answers every request with itself, cut to what an answer may hold."""
 
-    card = ReasonerCard(name="verbatim", identity="verbatim-1", sees_images=False, notes="control: the request is sent to the segmenter as it is")
+    card = ReasonerCard(
+        name="verbatim", identity="verbatim-1", sees_images=False, notes="control: the request is sent to the segmenter as it is"
+    )
 
     def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
         """The same reply however many samples."""
