@@ -30,7 +30,7 @@ _NRRD_SPACES = {
     "left-anterior-superior": np.diag([-1.0, 1.0, 1.0]),
     "las": np.diag([-1.0, 1.0, 1.0]),
 }
-_NRRD_BYTES = {"char": 1, "short": 2, "int": 4, "long": 8, "float": 4, "double": 8, "8": 1, "16": 2, "32": 4, "64": 8}
+_NRRD_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8, "char": 1, "short": 2, "long": 8, "double": 8, "float": 4, "int": 4}
 _SPATIAL_KINDS = ("domain", "space", "time", "???", "none")
 _UNSAID = "the header gives no orientation; left and right are assumed"
 
@@ -254,8 +254,7 @@ def _nrrd_header(path: Path) -> tuple[dict[str, str], dict[str, str], int]:
         if mark:
             fields[key.strip().lower()] = value.strip()
     if not {"data file", "datafile"} & set(fields):
-        kind = fields.get("type", "").lower().replace("unsigned", "").replace("signed", "").strip()
-        size = next((n for k, n in _NRRD_BYTES.items() if kind.removeprefix("u").startswith((k, f"int{k}"))), 1)
+        size = next((n for word, n in _NRRD_BYTES.items() if word in fields.get("type", "").lower()), 1)
         if fields.get("encoding", "").lower() in ("raw", "gzip", "gz"):
             packed = fields["encoding"].lower() != "raw"
             _check_size(path, fields.get("sizes", ""), size, path.stat().st_size - start, packed)
