@@ -3,14 +3,16 @@
 from seerseg.planning.fingerprint import (
     FINGERPRINT_FILE,
     Fingerprint,
+    HeaderScan,
     Spread,
     fingerprint,
     load_fingerprint,
     save_fingerprint,
+    scan_headers,
     summarise,
 )
 from seerseg.planning.hardware import Gpu, Hardware, hardware
-from seerseg.planning.plans import DEFAULT_PLANS, Plans, load_plans, make_plans, save_plans
+from seerseg.planning.plans import DEFAULT_PLANS, Plans, layout_of, load_plans, make_plans, save_plans
 from seerseg.planning.record import CaseRecord, ChannelRecord, ValueRecord, case_record, label_values
 from seerseg.planning.rules import CT_WINDOWS, Planned, plan_workers, purpose_of, viewing_plane
 
@@ -23,6 +25,7 @@ __all__ = [
     "Fingerprint",
     "Gpu",
     "Hardware",
+    "HeaderScan",
     "Planned",
     "Plans",
     "Spread",
@@ -31,6 +34,7 @@ __all__ = [
     "fingerprint",
     "hardware",
     "label_values",
+    "layout_of",
     "load_fingerprint",
     "load_plans",
     "make_plans",
@@ -38,6 +42,7 @@ __all__ = [
     "purpose_of",
     "save_fingerprint",
     "save_plans",
+    "scan_headers",
     "summarise",
     "viewing_plane",
 ]

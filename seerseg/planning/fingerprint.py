@@ -125,6 +125,37 @@ class Fingerprint:
             raise PlanError(f"{where} is damaged or of another version ({error!r}). Run seerseg_fingerprint again.") from None
 
 
+@dataclass(frozen=True)
+class HeaderScan:
+    """What headers alone say, before any voxel is decoded: enough to choose a store layout and a number of workers."""
+
+    cases: int
+    channels: int
+    spacing_zyx: tuple[float, float, float]
+    voxels_p95: float
+
+
+def scan_headers(dataset: RawDataset, limit: int = 500) -> HeaderScan:
+    """Median spacing and size over the headers of at most `limit` cases, evenly chosen; unreadable ones are passed over.
+
+    DatasetError when none can be read.
+    """
+    from seerseg.volume import read_grid
+
+    cases = list(dataset.cases.values())
+    grids, reason = [], ""
+    for files in cases[:: max(1, -(-len(cases) // limit))]:
+        try:
+            grids.append(read_grid(files.images[0])[0])
+        except SeerSegError as error:
+            reason = reason or str(error)
+    if not grids:
+        raise DatasetError(f"No case of {dataset.name} can be read, so there is nothing to plan from. {reason}")
+    spacing = np.median([grid.spacing_zyx for grid in grids], axis=0)
+    voxels = float(np.percentile([grid.size for grid in grids], 95))
+    return HeaderScan(len(cases), len(dataset.channel_names), (float(spacing[0]), float(spacing[1]), float(spacing[2])), voxels)
+
+
 def fingerprint(dataset: RawDataset, workers: int = 1, progress: Callable[[], None] | None = None) -> Fingerprint:
     """Decode every case of imagesTr once, in parallel, and summarise. DatasetError when none can be read."""
     records, failed = [], {}

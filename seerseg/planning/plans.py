@@ -18,14 +18,15 @@ from typing import Any
 
 from seerseg.errors import PlanError, did_you_mean
 from seerseg.paths import read_json, write_json
-from seerseg.planning.fingerprint import Fingerprint
+from seerseg.planning.fingerprint import Fingerprint, HeaderScan
 from seerseg.planning.hardware import Gpu, Hardware
-from seerseg.planning.rules import PRESETS, Planned, computing, mathematics
+from seerseg.planning.rules import PRESETS, Planned, computing, mathematics, store_layout, viewing_plane
 from seerseg.views import PLANES, ViewSpec
 
 PLANS_SCHEMA = 1
 DEFAULT_PLANS = "plans"
 _STAGES = ("sft", "grpo")
+_LAYOUT = ("axis", "slab", "chunk_bytes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,11 @@ class Plans:
         """The views that the reasoner sees."""
         names = ("plane", "count", "size_px", "lo", "hi", "window", "gamma")
         return ViewSpec.from_json({name: self.value(f"views.{name}") for name in names})
+
+    @property
+    def store_layout(self) -> dict[str, int]:
+        """The arguments of `seerseg.store.StoreLayout`."""
+        return {name: int(self.value(f"store.{name}")) for name in _LAYOUT}
 
     def on(self, machine: Hardware) -> Plans:
         """The same mathematics computed on another machine; edits of the part computing stay."""
@@ -115,6 +121,13 @@ def make_plans(fingerprint: Fingerprint, hardware: Hardware, name: str = DEFAULT
     return made
 
 
+def layout_of(scan: HeaderScan, previous: Plans | None = None) -> dict[str, int]:
+    """The store layout that plans will hold, known from headers alone, so that cases are stored while they are measured."""
+    edits = {name: planned.value for name, planned in previous.values.items() if planned.edited} if previous else {}
+    plane = edits.get("views.plane", viewing_plane(scan.spacing_zyx))
+    return {name: int(edits.get(f"store.{name}", value)) for name, value in store_layout(plane).items()}
+
+
 def save_plans(plans: Plans, folder: Path) -> Path:
     """Write `folder`/<name>.json and return its path."""
     path = Path(folder) / f"{plans.name}.json"
@@ -122,8 +135,11 @@ def save_plans(plans: Plans, folder: Path) -> Path:
     return path
 
 
-def load_plans(path: Path) -> Plans:
-    """Read a plans file; PlanError with one sentence when it is missing, damaged, incomplete, or an edit is not allowed."""
+def load_plans(path: Path, *, complete: bool = True) -> Plans:
+    """Read a plans file; PlanError with one sentence when it is missing, damaged, or an edit is not allowed.
+
+    complete=False: it is read for its edits only, so values may be missing or contradict those that are to follow from them.
+    """
     value = read_json(path, PlanError, PLANS_SCHEMA)
     known = ("schema", "name", "dataset", "scale", "machine", "mathematics", "computing")
     for key in value:
@@ -137,8 +153,9 @@ def load_plans(path: Path) -> Plans:
         plans = Plans(str(value["name"]), str(value["dataset"]), parts["mathematics"], parts["computing"], scale, Hardware(**machine))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"{path} is damaged ({error!r}). Run seerseg_plan again.") from None
-    _check_complete(plans, path)
-    _check_together(plans, str(path))
+    if complete:
+        _check_complete(plans, path)
+        _check_together(plans, str(path))
     return plans
 
 

@@ -71,15 +71,21 @@ def mathematics(fingerprint: Fingerprint, edits: Mapping[str, Any]) -> dict[str,
         _channel(sheet, number, channel, tuple(fingerprint.targets))
     _views(sheet, fingerprint)
     _tokens(sheet, fingerprint)
-    axis = PLANES.index(sheet.values["views.plane"].value)
-    sheet.put("store.axis", axis, "the array axis that runs through the viewed slices (0 z, 1 y, 2 x)", plane=PLANES[axis])
-    sheet.put("store.slab", 4, "slices per chunk: one slice costs one slab, a patch few chunks")
-    sheet.put("store.chunk_bytes", 1 << 17, "a chunk decoded stays in the L2 cache")
+    layout = store_layout(sheet.values["views.plane"].value)
+    rule = "the array axis that runs through the viewed slices (0 z, 1 y, 2 x)"
+    sheet.put("store.axis", layout["axis"], rule, plane=sheet.values["views.plane"].value)
+    sheet.put("store.slab", layout["slab"], "slices per chunk: one slice costs one slab, a patch few chunks")
+    sheet.put("store.chunk_bytes", layout["chunk_bytes"], "a chunk decoded stays in the L2 cache")
     _training(sheet, fingerprint)
     tolerances, inputs = nsd_tolerances_mm(fingerprint)
     rule = "4 % of the diameter of a ball of the median volume, at least 1 mm and one in-plane voxel, at most 5 mm, in steps of 0.5"
     sheet.put("evaluation.nsd_tolerance_mm", tolerances, rule, **inputs)
     return sheet.values
+
+
+def store_layout(plane: Plane) -> dict[str, int]:
+    """The arguments of `seerseg.store.StoreLayout` for scans viewed in this plane."""
+    return {"axis": PLANES.index(plane), "slab": 4, "chunk_bytes": 1 << 17}
 
 
 def _channel(sheet: _Sheet, number: int, channel: ChannelSummary, targets: Sequence[str]) -> None:
