@@ -144,7 +144,7 @@ def open_dataset(folder: Path, *, strict: bool = True) -> RawDataset:
         raise DatasetError(f"{folder} holds no dataset.json, so it is no dataset. Give the folder that holds dataset.json and imagesTr.")
     meta = read_json(meta_path, DatasetError)
     channel_names = _channel_names(meta, meta_path)
-    labels, ignore = _labels(meta, meta_path)
+    labels, ignore = label_values(meta, meta_path)
     faults = _Faults(strict)
     ending = meta.get("file_ending", "")
     if not isinstance(ending, str) or (not ending and "dataset" not in meta):
@@ -207,7 +207,8 @@ def _channel_names(meta: Any, path: Path) -> tuple[str, ...]:
     return tuple(str(names[str(i)]) for i in range(len(names)))
 
 
-def _labels(meta: dict[str, Any], path: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
+def label_values(meta: dict[str, Any], path: Path) -> tuple[dict[str, tuple[int, ...]], int | None]:
+    """Label name -> values, and the ignore value or None, as the "labels" of a dataset.json have them; DatasetError naming `path`."""
     raw = meta.get("labels")
     if not isinstance(raw, dict) or not raw:
         raise DatasetError(f'{path} lacks the key \'labels\' (for example {{"background": 0, "liver": 1}}). Add it.')
