@@ -120,7 +120,8 @@ class Ledger:
 
     def latest(self, case: str) -> Entry | None:
         """The newest line of a case."""
-        return self._entries.get(case, [None])[-1]  # type: ignore[list-item]
+        entries = self._entries.get(case)
+        return entries[-1] if entries else None
 
     def finished(self, case: str, key: str) -> Entry | None:
         """The line that shows this case as done with this key, its files being intact; None when there is none."""
@@ -148,9 +149,9 @@ def read_ledger(path: Path) -> tuple[list[Entry], list[str]]:
             continue
         try:
             entries.append(Entry.from_json(json.loads(raw.decode("utf-8"))))
-        except (UnicodeDecodeError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            cut = _BEGINNING.startswith(raw[: len(_BEGINNING)]) and not raw.endswith(b"}}")
-            if not cut:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            begun = _BEGINNING.startswith(raw[: len(_BEGINNING)]) and not raw.endswith(b"}}")
+            if not (begun and isinstance(error, ValueError)):
                 problems.append(f"{path.name}:{number} is no entry of a ledger; the line was skipped and its case will be done again.")
     return entries, problems
 

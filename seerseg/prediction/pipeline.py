@@ -134,7 +134,7 @@ class Pipeline(Generic[T]):
     def _reader(self, source: Any) -> None:
         while not self._ending():
             with self._lock:
-                item = next(source, _END)
+                item: Any = next(source, _END)
             if item is _END:
                 break
             cost = self._cost_bytes(item)

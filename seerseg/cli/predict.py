@@ -1,0 +1,214 @@
+"""seerseg_predict: scans and free text in, masks out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json
+
+if TYPE_CHECKING:
+    from seerseg.prediction import Predictor, RunReport
+
+_SHOWN_ROWS = 60
+_SHOWN_LINES = 8
+
+
+@command(
+    "seerseg_predict",
+    epilog='Examples: seerseg_predict -i scan.nii.gz -o out --prompt "left lung" --prompt "rt lung" | '
+    "seerseg_predict -i imagesTs -o out --requests requests.jsonl | seerseg_predict -i imagesTs -o out -d 4 -f 0",
+)
+@option("-i", "--input", "source", required=True, metavar="PATH", help="Folder of scans, one scan, DICOM folder(s), or a jobs file.")
+@option("-o", "--output", required=True, metavar="DIR", help="Where masks, their JSON and the ledger go.")
+@option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A request for every case; may be repeated.")
+@option("--requests", metavar="FILE.jsonl", help="Requests by case. Default: <case>.json or .txt beside the image, else requests.jsonl.")
+@option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano.")
+@option("--reasoner", metavar="NAME", help="Name, name:source, folder or hub id. Default: the model's, else lexicon.")
+@option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
+@option("-m", "--model_folder", metavar="DIR", help="A trained model.")
+@option("-d", "--dataset", metavar="ID", help="Dataset whose trained model is used, with -f.")
+@option("-f", "--fold", type=int, metavar="FOLD", help="Fold of the trained model. Default with -d: 0.")
+@option("-p", "--plans", metavar="NAME", help="Plans of the trained model, where there are several.")
+@option("--channels", type=click.IntRange(1), metavar="N", help="Channels of a case. Default: as most cases have.")
+@option("--channel", type=click.IntRange(0), default=0, metavar="N", help="The channel that is shown and segmented.")
+@option("--modality", metavar="NAME", help="CT, MR, PET ... where the files do not say.")
+@option("--resample_channels", is_flag=True, help="Resample channels of other grids to the first instead of failing the case.")
+@option("--per_request", is_flag=True, help="Also write <case>__<request id>.nii.gz for each request.")
+@option("--overlay", is_flag=True, help="Also write <case>.png, slices with the masks on them.")
+@option("--overwrite", is_flag=True, help="Do cases again that are done. Default: continue.")
+@option("--continue_prediction", is_flag=True, help="The default; taken because nnU-Net's users type it.")
+@option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share the cases among N runs ...")
+@option(
+    "--part_id", type=click.IntRange(0), default=0, envvar="SEERSEG_PART_ID", metavar="I", help="... of which this is number I, from 0."
+)
+@option("-npp", "--readers", type=click.IntRange(0), default=1, metavar="N", help="Threads that read; 0: no overlap at all.")
+@option("-nps", "--writers", type=click.IntRange(1), default=1, metavar="N", help="Threads that write.")
+@option("--max_memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Scans in flight. Default: a quarter of the memory.")
+@option("--seed", type=int, default=0, help="Seed of the reasoner's replies.")
+@option("--dtype", metavar="NAME", help="float32, bfloat16, float16. Default: what suits the device.")
+@device_option
+@option("--offline/--online", default=True, help="Never / if needed fetch models from a hub.")
+@folder_options("results")
+@json_option
+@click.option("--verbose", is_flag=True, help="List every ignored file and every row.")
+def predict(**given: Any) -> None:
+    """Segment what the words ask for: one mask file per case, with a JSON record beside it."""
+    from seerseg.errors import UsageError
+    from seerseg.prediction import Options, StopOnSignals, predict_folder
+
+    if given["part_id"] >= given["num_parts"]:
+        raise UsageError(f"--part_id {given['part_id']} does not exist: parts of --num_parts {given['num_parts']} count from 0.")
+    options = Options(
+        per_request=given["per_request"],
+        overwrite=given["overwrite"],
+        overlay=given["overlay"],
+        resample_channels=given["resample_channels"],
+        modality=given["modality"],
+        channels=given["channels"],
+        channel=given["channel"],
+        readers=max(1, given["readers"]),
+        writers=given["writers"],
+        limit_bytes=int(given["max_memory"] * 2**30) if given["max_memory"] else None,
+        overlap=given["readers"] > 0,
+    )
+    with StopOnSignals() as stop:
+        predictor = _predictor(given)
+        shown = _Shown()
+        with shown:
+            report = predict_folder(
+                given["source"],
+                given["output"],
+                predictor,
+                prompts=given["prompts"],
+                requests=given["requests"],
+                options=options,
+                num_parts=given["num_parts"],
+                part_id=given["part_id"],
+                progress=shown.step,
+                stopping=stop,
+            )
+    _print_report(report, as_json=given["as_json"], verbose=given["verbose"], signal=stop.received)
+    raise click.exceptions.Exit(report.exit_code)
+
+
+def _predictor(given: dict[str, Any]) -> Predictor:
+    from pathlib import Path
+
+    from seerseg.errors import UsageError
+    from seerseg.model import find_run
+    from seerseg.paths import results_folder
+    from seerseg.prediction import Predictor
+
+    folder = Path(given["model_folder"]) if given["model_folder"] else None
+    if folder is not None and given["dataset"]:
+        raise UsageError("Give a model folder with -m, or a dataset with -d and a fold with -f, not both.")
+    if given["dataset"]:
+        hints = {part: given[part] for part in ("protocol", "reasoner", "segmenter")}
+        folder = find_run(results_folder(given["results_folder"]), given["dataset"], given["fold"] or 0, plans=given["plans"], hints=hints)
+    elif given["fold"] is not None or given["plans"]:
+        raise UsageError("-f and -p choose among the trained models of a dataset; name it with -d.")
+    return Predictor(
+        given["segmenter"],
+        given["reasoner"],
+        protocol=given["protocol"],
+        model_folder=folder,
+        device=given["device"],
+        dtype=given["dtype"],
+        offline=given["offline"],
+        seed=given["seed"],
+    )
+
+
+class _Shown:
+    """A bar, or plain lines, once the number of cases is known."""
+
+    def __init__(self) -> None:
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.bar is not None:
+            self.bar.__exit__(*exc)
+
+    def step(self, result: Any, total: int) -> None:
+        """One more case is done."""
+        if self.bar is None:
+            self.bar = Progress(total, "Cases")
+            self.bar.__enter__()
+        if result.status in ("failed", "partial") and result.error:
+            self.bar.note(f"{result.case}: {result.error}")
+        if result.fault:
+            self.bar.note(result.fault)
+        self.bar.step()
+
+
+def _print_report(report: RunReport, *, as_json: bool, verbose: bool, signal: str | None) -> None:
+    def say(line: str) -> None:
+        click.echo(line, err=as_json)
+
+    if as_json:
+        print_json(report.to_json())
+    _listed(say, "Ignored", report.ignored, verbose)
+    _listed(say, "Note", report.notes, verbose)
+    _table(say, report, verbose)
+    _listed(say, "Problem", report.problems, verbose)
+    counts = ", ".join(f"{n} {word}" for word, n in _counts(report) if n)
+    say(
+        f"{report.total} cases: {counts or 'none begun'}. {report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB. Masks are in {report.output}"
+    )
+    if report.missing:
+        listed = ", ".join(report.missing if verbose else report.missing[:_SHOWN_LINES])
+        more = " ..." if len(report.missing) > _SHOWN_LINES and not verbose else ""
+        say(f"Not done yet, over all parts ({len(report.missing)}): {listed}{more}")
+    if report.interrupted:
+        say(f"Stopped by {signal or 'a signal'} with {len(report.not_started)} cases left. Run the same command again to continue.")
+
+
+def _counts(report: RunReport) -> list[tuple[str, int]]:
+    words = {"done": "done", "skipped": "were done before", "partial": "done in part", "failed": "failed"}
+    return [*((word, report.count(status)) for status, word in words.items()), ("not started", len(report.not_started))]
+
+
+def _listed(say: Any, word: str, lines: Any, verbose: bool) -> None:
+    shown = lines if verbose else lines[:_SHOWN_LINES]
+    for line in shown:
+        say(f"{word}: {line}")
+    if len(lines) > len(shown):
+        say(f"{word}: and {len(lines) - len(shown)} more (--verbose lists them)")
+
+
+def _table(say: Any, report: RunReport, verbose: bool) -> None:
+    """Case, request, answer, status, mL, file."""
+    rows = []
+    for result in report.results:
+        for request in result.record.get("requests", []):
+            ml = request.get("volume_ml")
+            rows.append(
+                (
+                    result.case,
+                    _short(request.get("text", ""), 36),
+                    _short(request.get("target_answered") or "-", 30),
+                    request.get("status", ""),
+                    "-" if ml is None else f"{ml:.2f}",
+                    request.get("file") or "-",
+                )
+            )
+    if not rows:
+        return
+    heads = ("case", "request", "answer", "status", "mL", "file")
+    shown = rows if verbose else rows[:_SHOWN_ROWS]
+    widths = [max(len(row[i]) for row in (heads, *shown)) for i in range(len(heads))]
+    for row in (heads, *shown):
+        cells = [cell.rjust(width) if i == 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        say("  ".join(cells).rstrip())
+    if len(rows) > len(shown):
+        say(f"... and {len(rows) - len(shown)} more rows (--verbose lists them)")
+
+
+def _short(text: str, limit: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= limit else text[: limit - 3] + "..."

@@ -1,0 +1,216 @@
+"""Prediction of a whole input: overlapped, resumable, one bad case never ending the run.
+
+A case is skipped when the ledger shows it done with the same image bytes, requests, model and output options and its
+files are as they were written. So a corrected scan under an old name is done again, and a run that was killed at any
+moment is continued by the same command. Cases that failed, wholly or in part, are tried again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seerseg.dataset import CaseFiles, Inputs, find_inputs
+from seerseg.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_SOME_FAILED, OutputError, UsageError
+from seerseg.prediction.ledger import Entry, Ledger, read_ledger
+from seerseg.prediction.pipeline import Pipeline
+from seerseg.prediction.predictor import Predictor
+from seerseg.prediction.questions import Asked, Questions, gather
+from seerseg.prediction.stages import CaseResult, Options, Stages, Work, cost_bytes, peak_rss_mb
+from seerseg.volume import IMAGE_ENDINGS
+
+_TEMPORARY = re.compile(r"\.tmp-[A-Za-z0-9_]{8}-(.+)")
+_IN_FLIGHT_SHARE = 0.25
+_FALLBACK_RAM_BYTES = 4 << 30
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What became of a run. total: cases of this shard; not_started: left for the next run because of a signal; missing: cases of all
+    shards that are not done yet; problems: sentences that count as failures; notes: sentences that do not."""
+
+    output: Path
+    total: int
+    results: tuple[CaseResult, ...]
+    interrupted: bool = False
+    not_started: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+    seconds: float = 0.0
+    peak_rss_mb: float = 0.0
+    model: Mapping[str, Any] = field(default_factory=dict)
+
+    def count(self, status: str) -> int:
+        """How many cases ended so."""
+        return sum(result.status == status for result in self.results)
+
+    @property
+    def exit_code(self) -> int:
+        """0, 3 when anything failed, 75 when stopped by a signal before the end."""
+        if self.interrupted:
+            return EXIT_REQUEUE
+        return EXIT_SOME_FAILED if self.problems or any(r.status in ("partial", "failed") for r in self.results) else EXIT_DONE
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "output": str(self.output),
+            "exit_code": self.exit_code,
+            "total": self.total,
+            "counts": {status: self.count(status) for status in ("done", "skipped", "partial", "failed")},
+            "cases": [
+                {"case": r.case, "status": r.status, "error": r.error, "seconds": r.seconds, "requests": r.record.get("requests", [])}
+                for r in self.results
+            ],
+            "interrupted": self.interrupted,
+            "not_started": list(self.not_started),
+            "missing": list(self.missing),
+            "problems": list(self.problems),
+            "notes": list(self.notes),
+            "ignored": list(self.ignored),
+            "seconds": self.seconds,
+            "peak_rss_mb": self.peak_rss_mb,
+            "model": dict(self.model),
+        }
+
+
+def predict_folder(
+    source: str | Path,
+    output: str | Path,
+    predictor: Predictor,
+    *,
+    prompts: Sequence[str] = (),
+    requests: str | Path | None = None,
+    options: Options | None = None,
+    num_parts: int = 1,
+    part_id: int = 0,
+    progress: Callable[[CaseResult, int], None] = lambda result, total: None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> RunReport:
+    """Predict every case of `source` (see `find_inputs`) for its requests (see `gather`) into the folder `output`.
+
+    Shard part_id of num_parts takes every num_parts-th case, by name. progress(result, cases of this shard) is called
+    from one thread at a time. stopping(): True asks to end early, finishing what is being drawn and written.
+
+    UsageError: contradictory arguments, no request at all, the output folder in use; NothingToDoError: no case; OutputError:
+    the disk is full or read-only (what was written stays recorded); ModelError: the model cannot be loaded.
+    """
+    began = time.monotonic()
+    options = options or Options()
+    folder = check_output(Path(output).expanduser(), Path(source).expanduser())
+    if num_parts < 1 or not 0 <= part_id < num_parts:
+        raise UsageError(f"Part {part_id} of {num_parts} parts does not exist: --part_id counts from 0 to --num_parts minus 1.")
+    inputs = find_inputs(source, channels=options.channels)
+    questions = gather(inputs, prompts=prompts, requests=Path(requests).expanduser() if requests is not None else None)
+    every, notes = _plan(inputs, questions)
+    check_collisions(folder, inputs)
+    mine = every[part_id::num_parts]
+    predictor.load()
+    with Ledger(folder, num_parts=num_parts, part_id=part_id) as ledger:
+        clean(folder, [work.case for work in mine])
+        run = Stages(folder, predictor, options, inputs, ledger, frozenset(w.case for w in every), lambda r: progress(r, len(mine)))
+        pipeline: Pipeline[Work] = Pipeline(
+            read=run.read,
+            think=run.think,
+            draw=run.draw,
+            write=run.write,
+            cost_bytes=cost_bytes,
+            limit_bytes=options.limit_bytes or _default_limit_bytes(),
+            readers=options.readers,
+            writers=options.writers,
+            overlap=options.overlap,
+            stopping=stopping,
+        )
+        pipeline.run(mine)
+        notes += ledger.problems
+    finished = {result.case for result in run.results}
+    left = tuple(work.case for work in mine if work.case not in finished)
+    return RunReport(
+        output=folder,
+        total=len(mine),
+        results=tuple(sorted(run.results, key=lambda r: r.case)),
+        interrupted=bool(left),
+        not_started=left,
+        missing=_missing(folder, [work.case for work in every], run.results),
+        problems=questions.problems,
+        notes=(*questions.notes, *notes),
+        ignored=inputs.ignored,
+        seconds=round(time.monotonic() - began, 3),
+        peak_rss_mb=peak_rss_mb(),
+        model=predictor.identity,
+    )
+
+
+def check_output(folder: Path, source: Path) -> Path:
+    """Make the output folder; UsageError or OutputError when it cannot be one."""
+    if folder.name.lower().endswith(IMAGE_ENDINGS):
+        raise UsageError(f"-o must name a folder, not an image: {folder}. The masks are named after the cases.")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"The output {folder} is a file. Choose a folder.")
+    if source.is_dir() and folder.exists() and folder.samefile(source):
+        raise UsageError(f"The output folder {folder} is the input folder. Choose another, so that masks are never taken for scans.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"Cannot make the output folder {folder}: {error.strerror}. Choose another.") from error
+    return folder
+
+
+def check_collisions(folder: Path, inputs: Inputs) -> None:
+    """UsageError when a mask would be written over an image of the input."""
+    for case in inputs.cases:
+        for image in case.images:
+            if image.name == f"{case.id}.nii.gz" and image.parent.resolve() == folder.resolve():
+                raise UsageError(f"The mask of case {case.id} would overwrite its image {image}. Choose another output folder.")
+
+
+def clean(folder: Path, cases: Sequence[str]) -> None:
+    """Remove temporary files that a killed run left of these cases; those of other shards may be in use."""
+    mine = set(cases)
+    for entry in os.scandir(folder):
+        match = _TEMPORARY.fullmatch(entry.name)
+        if match:
+            name = re.sub(r"(\.nii\.gz|\.json|\.png)$", "", match[1])
+            if name in mine or any(name[: m.start()] in mine for m in re.finditer("__", name)):
+                Path(entry.path).unlink(missing_ok=True)
+
+
+def _plan(inputs: Inputs, questions: Questions) -> tuple[list[Work], list[str]]:
+    """The work of all shards, by case name, and notes. UsageError when nothing at all is asked."""
+    files = {case.id: case for case in inputs.cases}
+    works = {case: Work(files[case], asked) for case, asked in questions.by_case.items() if case in files}
+    for case, fault in inputs.faults.items():
+        works[case] = Work(CaseFiles(case, ()), questions.by_case.get(case, Asked()), fault=fault)
+    unasked = [case for case in files if case not in works]
+    if len(unasked) == len(files) and files and not questions.problems:
+        raise UsageError(
+            f'There are {len(files)} cases, but no request. Give --prompt "left lung" (repeatable), --requests FILE.jsonl, a jobs file, '
+            "or a file <case>.txt beside each image."
+        )
+    notes = [f"{len(unasked)} cases have no request and were left out: {', '.join(unasked[:5])}{' ...' if len(unasked) > 5 else ''}."]
+    return [works[case] for case in sorted(works)], notes if unasked else []
+
+
+def _missing(folder: Path, cases: Sequence[str], results: Sequence[CaseResult]) -> tuple[str, ...]:
+    """Cases of all shards that no ledger shows as done."""
+    newest: dict[str, Entry] = {}
+    for path in sorted(folder.glob("ledger*.jsonl")):
+        for entry in read_ledger(path)[0]:
+            if entry.case not in newest or newest[entry.case].time <= entry.time:
+                newest[entry.case] = entry
+    here = {result.case: result.status for result in results}
+    return tuple(case for case in cases if here.get(case, newest[case].status if case in newest else "") not in ("done", "skipped"))
+
+
+def _default_limit_bytes() -> int:
+    from seerseg.planning.hardware import hardware
+
+    ram = hardware(ask_gpus=lambda: "").ram_bytes or _FALLBACK_RAM_BYTES
+    return int(ram * _IN_FLIGHT_SHARE)

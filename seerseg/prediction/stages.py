@@ -1,0 +1,336 @@
+"""What the pipeline's stages do with one case. What is wrong with a case is kept in it and recorded; the run goes on."""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seerseg.dataset import CaseFiles, Inputs
+from seerseg.episode import Dialogue
+from seerseg.errors import ImageError, OutputError, RequestError, SeerSegError
+from seerseg.paths import read_json
+from seerseg.prediction.ledger import Entry, Ledger, describe, digest_images, is_intact, make_key, now
+from seerseg.prediction.outputs import SCHEMA, Answered, CaseOutcome, write_case
+from seerseg.prediction.predictor import Predictor
+from seerseg.prediction.questions import Asked, BadRequest
+from seerseg.vocabulary import Vocabulary, words
+from seerseg.volume import Volume, read_case, read_grid
+
+_COLOURS = ((230, 60, 60), (70, 200, 90), (80, 140, 255), (250, 200, 50), (200, 90, 230), (60, 210, 210), (255, 140, 60), (180, 220, 90))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a run reads and writes. channel: which channel is shown and segmented; readers, writers: threads; limit_bytes: what
+    may be in flight, None for a quarter of the memory that this process may use; overlap=False: one stage after the other."""
+
+    per_request: bool = False
+    overwrite: bool = False
+    overlay: bool = False
+    resample_channels: bool = False
+    modality: str | None = None
+    channels: int | None = None
+    channel: int = 0
+    readers: int = 1
+    writers: int = 1
+    limit_bytes: int | None = None
+    overlap: bool = True
+
+    @property
+    def shaping(self) -> dict[str, Any]:
+        """Those that change what is written."""
+        return {
+            "schema": SCHEMA,
+            "per_request": self.per_request,
+            "overlay": self.overlay,
+            "resample_channels": self.resample_channels,
+            "channel": self.channel,
+        }
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What became of a case. status: "done", "skipped" (done before), "partial" or "failed"; record: its JSON, {} when there is
+    none; fault: the traceback when it failed for a reason that is a bug."""
+
+    case: str
+    status: str
+    error: str = ""
+    seconds: float = 0.0
+    record: Mapping[str, Any] = field(default_factory=dict)
+    fault: str = ""
+
+
+@dataclass(eq=False)
+class Work:
+    """One case on its way through the stages."""
+
+    files: CaseFiles
+    asked: Asked
+    fault: str = ""
+    started: float = 0.0
+    digests: tuple[str, ...] = ()
+    key: str = ""
+    modality: str | None = None
+    skipped: bool = False
+    volume: Volume | None = None
+    dialogues: list[Dialogue] = field(default_factory=list)
+    outcome: CaseOutcome | None = None
+    bug: str = ""
+
+    @property
+    def case(self) -> str:
+        """The case's name."""
+        return self.files.id
+
+
+class Stages:
+    """The stages of one run. Each takes and gives a `Work`; what is wrong with one case is kept in it."""
+
+    def __init__(
+        self,
+        folder: Path,
+        predictor: Predictor,
+        options: Options,
+        inputs: Inputs,
+        ledger: Ledger,
+        taken: frozenset[str],
+        report: Callable[[CaseResult], None],
+    ) -> None:
+        self.folder, self.predictor, self.options, self.inputs = folder, predictor, options, inputs
+        self.ledger, self.taken, self.report = ledger, taken, report
+        self.results: list[CaseResult] = []
+        self._lock = threading.Lock()
+
+    def read(self, work: Work) -> Work:
+        """Hash the image; unless the case is done, read it, render its views and open its dialogues."""
+        work.started = time.monotonic()
+
+        def body() -> None:
+            work.modality = self.inputs.modalities.get(work.case, self.options.modality)
+            work.digests = tuple(digest_images(_there(work.files.images)))
+            work.key = self._key(work)
+            if not self.options.overwrite and self.ledger.finished(work.case, work.key) is not None:
+                work.skipped = True
+                return
+            if not work.asked.requests:
+                raise RequestError(work.asked.bad[0].reason if work.asked.bad else f"Case {work.case} has no request.")
+            work.volume = self._volume(work)
+            work.dialogues = self.predictor.open_dialogues(work.volume, [r.text for r in work.asked.requests])
+
+        self._guard(work, body)
+        return work
+
+    def think(self, work: Work) -> Work:
+        """Let the reasoner answer all requests of the case in one batch."""
+        if work.dialogues:
+            self._guard(work, lambda: self.predictor.reason(work.dialogues))
+        return work
+
+    def draw(self, work: Work) -> Work:
+        """Draw all answers in one call and cut the masks to their boxes; the volume is let go."""
+
+        def body() -> None:
+            volume = work.volume
+            if volume is None or not work.dialogues:
+                return
+            answered = []
+            episodes = self.predictor.finish(work.dialogues, volume)
+            work.dialogues = []
+            for request in work.asked.requests:
+                answered.append(Answered.cut(request, episodes.pop(0)))
+            pictures = overlay_pictures(volume, answered) if self.options.overlay else {}
+            work.outcome = CaseOutcome(
+                case=work.case,
+                images=work.files.images,
+                digests=work.digests,
+                modality=volume.modality,
+                grid=volume.grid,
+                source=volume.source,
+                answered=tuple(answered),
+                bad=work.asked.bad,
+                warnings=tuple(warnings_of(volume, answered)),
+                pictures=pictures,
+            )
+
+        if not work.fault:
+            self._guard(work, body)
+        work.dialogues, work.volume = [], None
+        return work
+
+    def write(self, work: Work) -> None:
+        """Write the case's files, then its line in the ledger."""
+        if work.skipped:
+            self._finish(CaseResult(work.case, "skipped", record=self._record(work)))
+            return
+        if not work.fault:
+            self._guard(work, lambda: self._write_files(work))
+        if work.fault:
+            work.outcome = self._failed(work)
+            self._write_files(work)
+
+    def _write_files(self, work: Work) -> None:
+        outcome = work.outcome
+        assert outcome is not None
+        written = []
+        if self.inputs.kind != "jobs" or work.files.images:
+            written = write_case(
+                self.folder,
+                outcome,
+                legend=self.predictor.legend,
+                model=self.predictor.identity,
+                per_request=self.options.per_request,
+                taken=self.taken,
+            )
+        entry = Entry(
+            case=work.case,
+            key=work.key,
+            status=outcome.status,
+            files=tuple(describe(path) for path in written),
+            error=outcome.error,
+            seconds=round(time.monotonic() - work.started, 3),
+            peak_rss_mb=peak_rss_mb(),
+            time=now(),
+            requests=tuple((a.request.id, a.episode.status) for a in outcome.answered) + tuple((b.id, "failed") for b in outcome.bad),
+        )
+        with self._lock:
+            self._remove_stale(work, {path.name for path in written})
+            self.ledger.append(entry)
+        record = read_json(written[-1]) if written else {}
+        self._finish(CaseResult(work.case, outcome.status, outcome.error, entry.seconds, record, work.bug))
+
+    def _finish(self, result: CaseResult) -> None:
+        with self._lock:
+            self.results.append(result)
+            self.report(result)
+
+    def _remove_stale(self, work: Work, fresh: set[str]) -> None:
+        """Take away what an earlier run made of this case from another image, model or request, so that it is not taken for this one's."""
+        earlier = self.ledger.latest(work.case)
+        if earlier is None or not work.key or (earlier.key == work.key and work.fault):
+            return
+        for file in earlier.files:
+            if file.name not in fresh and is_intact(self.folder, file):
+                (self.folder / file.name).unlink(missing_ok=True)
+
+    def _key(self, work: Work) -> str:
+        asked = [(r.id, r.text) for r in work.asked.requests] + [(b.id, b.reason) for b in work.asked.bad]
+        settings = {"model": self.predictor.identity, "modality": work.modality, **self.options.shaping}
+        return make_key(work.digests, asked, settings)
+
+    def _volume(self, work: Work) -> Volume:
+        paths = work.files.images
+        if not self.options.channel < len(paths):
+            raise ImageError(
+                f"Case {work.case} has {len(paths)} channel{'s' if len(paths) > 1 else ''}, so there is no channel {self.options.channel}."
+            )
+        volumes = read_case(
+            paths, modalities=[work.modality] * len(paths), resample_channels=self.options.resample_channels, name=work.case
+        )
+        return replace(volumes[self.options.channel], source=volumes[0].source)
+
+    def _failed(self, work: Work) -> CaseOutcome:
+        bad = [(r.id, r.text, work.fault) for r in work.asked.requests] + [(b.id, b.text, b.reason) for b in work.asked.bad]
+        return CaseOutcome(
+            case=work.case,
+            images=work.files.images,
+            digests=work.digests,
+            modality=work.modality,
+            bad=tuple(BadRequest(*b) for b in bad),
+            error=work.fault,
+        )
+
+    def _record(self, work: Work) -> dict[str, Any]:
+        try:
+            value = read_json(self.folder / f"{work.case}.json")
+        except SeerSegError:
+            return {}
+        return value if isinstance(value, dict) else {}
+
+    def _guard(self, work: Work, body: Callable[[], None]) -> None:
+        """Run; whatever is wrong with this case alone becomes its fault. A fault of the output folder goes on to the caller."""
+        if work.fault:
+            return
+        try:
+            body()
+        except OutputError:
+            raise
+        except SeerSegError as error:
+            work.fault = str(error)
+        except MemoryError:
+            work.fault = f"There was not enough memory for case {work.case}. Predict it alone, or on a machine with more."
+        except Exception as error:
+            work.bug = traceback.format_exc()
+            work.fault = f"Case {work.case} failed for a reason that is a fault of the program: {type(error).__name__}: {error}"
+
+
+def cost_bytes(work: Work) -> int:
+    """What a case holds while in flight: its channels and one mask for each request; 0 when its header cannot be read."""
+    if work.fault or not work.files.images:
+        return 0
+    try:
+        size = read_grid(work.files.images[0])[0].size
+    except (SeerSegError, OSError, ValueError):
+        return 0
+    return size * (4 * len(work.files.images) + len(work.asked.requests))
+
+
+def _there(images: Sequence[Path]) -> Sequence[Path]:
+    for path in images:
+        if not path.exists():
+            raise ImageError(f"The image {path} does not exist (a broken link?).")
+        if not os.access(path, os.R_OK):
+            raise ImageError(f"Cannot read {path}: permission denied.")
+    return images
+
+
+def warnings_of(volume: Volume, answered: Sequence[Answered]) -> list[str]:
+    """What a person should know before using the masks."""
+    warnings = []
+    if volume.source is not None and volume.source.laterality == "assumed":
+        vocabulary = Vocabulary.load()
+        for one in answered:
+            named = [one.request.text, one.episode.target or ""]
+            if any(vocabulary.side_words.get(word) in ("left", "right") for text in named for word in words(text)):
+                warnings.append(
+                    f"Request {one.request.id!r} names a side, but the image does not say which side is which; left and right are assumed."
+                )
+    return warnings
+
+
+def overlay_pictures(volume: Volume, answered: Sequence[Answered], count: int = 6) -> dict[str, Any]:
+    """ ".png" -> a montage of axial slices through what was drawn, each target in its own colour; {} when nothing was."""
+    from seerseg.views import SEER_VIEWS, montage, overlay, render_slice
+
+    drawn = [a for a in answered if a.voxels and a.crop is not None]
+    if not drawn:
+        return {}
+    low, high = min(a.lo[0] for a in drawn), max(a.box[0].stop for a in drawn) - 1
+    spec = replace(SEER_VIEWS, window="volume")
+    pictures, captions = [], []
+    for index in sorted({round(i) for i in np.linspace(low, high, count + 2)[1:-1]} | ({low} if low == high else set())):
+        view = render_slice(volume, spec, index)
+        for number, one in enumerate(drawn):
+            if one.crop is not None and one.box[0].start <= index < one.box[0].stop:
+                plane = np.zeros(volume.grid.shape_zyx[1:], dtype=bool)
+                plane[one.box[1:]] = one.crop[index - one.lo[0]]
+                view = overlay(view, plane, _COLOURS[number % len(_COLOURS)], 0.45)
+        pictures.append(view.pixels)
+        captions.append(f"z {index}")
+    return {".png": montage(pictures, captions=captions)}
+
+
+def peak_rss_mb() -> float:
+    """The largest resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1 << 20 if sys.platform == "darwin" else 1 << 10), 1)
