@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from seerseg.dataset import RawDataset, open_dataset
+from seerseg.dataset.workers import Died, run_in_processes
 from seerseg.errors import InterruptedRunError, NothingToDoError, OutputError, UsageError
 from seerseg.store import Outcome, StoreLayout, case_path, open_case, preprocess, stored_cases, verify_case
-from seerseg.store.workers import Died, run_in_processes
 from seerseg.volume import read_labels, read_volume
 
 SHAPE = (9, 8, 7)

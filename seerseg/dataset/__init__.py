@@ -2,9 +2,10 @@
 
 from seerseg.dataset.inputs import Inputs, find_cases, find_inputs
 from seerseg.dataset.integrity import IntegrityReport, hu_fault, verify_dataset
-from seerseg.dataset.raw import CaseFiles, LabelDescription, Problem, RawDataset, label_prompts, modality_of, open_dataset
+from seerseg.dataset.raw import CaseFiles, Problem, RawDataset, label_prompts, modality_of, open_dataset
 from seerseg.dataset.requests import MAX_REQUEST_CHARS, Request, check_text, read_requests, scan_requests, write_requests
 from seerseg.dataset.splits import Fold, Splits, check_splits, load_or_make_splits, load_splits, make_splits
+from seerseg.vocabulary import LabelDescription
 
 __all__ = [
     "MAX_REQUEST_CHARS",

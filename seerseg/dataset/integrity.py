@@ -82,7 +82,7 @@ def verify_dataset(dataset: RawDataset, workers: int = 1, progress: Callable[[],
     look = partial(_look_at, modalities=dataset.modalities, declared=dataset.declared_values)
     found: dict[str, _Findings] = {}
     problems = list(dataset.faults)
-    for files, result in each(look, cases, workers):
+    for files, result in each(look, cases, workers, preload=("nibabel", "seerseg.dataset.integrity")):
         if isinstance(result, SeerSegError):
             problems.append(Problem("error", "unreadable", files.id, str(result), "Mend the case or take it away."))
         else:

@@ -24,6 +24,7 @@ from typing import Any
 from seerseg.dataset.requests import Request, read_requests, scan_requests
 from seerseg.errors import DatasetError, RequestError
 from seerseg.paths import read_json
+from seerseg.vocabulary import LabelDescription
 
 PICTURE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _CHANNEL_SUFFIX = re.compile(r"(.+)_(\d{4})")
@@ -51,17 +52,6 @@ class Problem:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
         return {"severity": self.severity, "kind": self.kind, "case": self.case, "message": self.message, "remedy": self.remedy}
-
-
-@dataclass(frozen=True)
-class LabelDescription:
-    """What a label means: its canonical name (reviewed, anatomically whole), other names, body region, and "left",
-    "right" or None."""
-
-    canonical: str
-    synonyms: tuple[str, ...] = ()
-    region: str | None = None
-    laterality: str | None = None
 
 
 @dataclass(frozen=True)
@@ -421,6 +411,6 @@ def _description(entry: Any, label: str) -> LabelDescription | None:
         and isinstance(synonyms, list)
         and all(isinstance(s, str) and s.strip() for s in synonyms)
         and isinstance(region, str | None)
-        and laterality in (None, "", "left", "right")
+        and laterality in (None, "", "left", "right", "both")
     )
     return LabelDescription(canonical.strip(), tuple(s.strip() for s in synonyms), region or None, laterality or None) if sound else None

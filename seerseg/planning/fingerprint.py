@@ -159,7 +159,8 @@ def scan_headers(dataset: RawDataset, limit: int = 500) -> HeaderScan:
 def fingerprint(dataset: RawDataset, workers: int = 1, progress: Callable[[], None] | None = None) -> Fingerprint:
     """Decode every case of imagesTr once, in parallel, and summarise. DatasetError when none can be read."""
     records, failed = [], {}
-    for files, result in each(partial(_record, modalities=dataset.modalities), list(dataset.cases.values()), workers):
+    record = partial(_record, modalities=dataset.modalities)
+    for files, result in each(record, list(dataset.cases.values()), workers, preload=("nibabel", "seerseg.planning.fingerprint")):
         if isinstance(result, SeerSegError):
             failed[files.id] = str(result)
         else:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from seerseg.dataset import CaseFiles, RawDataset
+from seerseg.dataset.workers import Died, run_in_processes
 from seerseg.errors import ImageError, NothingToDoError, OutputError, SeerSegError, StoreError, UsageError, did_you_mean
 from seerseg.planning import CaseRecord, case_record
 from seerseg.store.case import CASES, LABELS, SourceFile, StoredCase, hash_source, verify_case, write_case
 from seerseg.store.layout import StoreLayout
-from seerseg.store.workers import Died, run_in_processes
 from seerseg.volume import read_case, read_labels
 
 STALE_S = 3600.0
