@@ -119,10 +119,12 @@ def refusal(name: str, capabilities: Capabilities, volume: Volume, prompt: Promp
     return Segmentation(prompt, "unsupported", message=message, nearest=able)
 
 
-def answered(volume: Volume, prompt: Prompt, array: Any, *, presence: float | None = None, seconds: float = 0.0) -> Segmentation:
+def answered(
+    volume: Volume, prompt: Prompt, array: Any, *, presence: float | None = None, message: str = "", seconds: float = 0.0
+) -> Segmentation:
     """The "ok" or "empty" Segmentation whose mask is the array (Z, Y, X) on the volume's grid, named after the prompt."""
     mask = Mask(np.ascontiguousarray(array, dtype=np.bool_), volume.grid, prompt.text or prompt.class_name or "")
-    return Segmentation(prompt, "ok" if mask.array.any() else "empty", mask, presence, seconds=seconds)
+    return Segmentation(prompt, "ok" if mask.array.any() else "empty", mask, presence, message, seconds=seconds)
 
 
 @runtime_checkable
