@@ -8,7 +8,7 @@ from typing import Any
 
 from seerseg.dataset import Request
 from seerseg.errors import NothingToDoError, OutputError, UsageError
-from seerseg.evaluation.predictions import PredictionFolder, References, label_map_jobs, request_jobs
+from seerseg.evaluation.predictions import PredictionFolder, References, holds_requests, label_map_jobs, request_jobs
 from seerseg.evaluation.records import About, Absent, CaseTarget, Cost, Evaluation, Group, Row, Spread, Summary
 from seerseg.evaluation.scoring import CaseJob, score_jobs_in_order
 from seerseg.evaluation.summary import case_targets, summarise
@@ -29,6 +29,7 @@ __all__ = [
     "case_targets",
     "evaluate",
     "evaluate_label_maps",
+    "holds_requests",
     "summarise",
     "text_table",
     "write_csv",

@@ -36,6 +36,12 @@ class References:
     ignore_label: int | None = None
     note: str = ""
 
+    def values(self, target: str) -> tuple[int, ...]:
+        """The values of a target as rows name it: a label, or several joined by " + "; () for "" (absent)."""
+        if target in self.labels:
+            return tuple(sorted(self.labels[target]))
+        return tuple(sorted({v for name in target.split(" + ") for v in self.labels.get(name, ())}))
+
     @classmethod
     def of_dataset(cls, dataset: RawDataset) -> References:
         """Training and test cases of a raw dataset that have a label map."""
@@ -80,6 +86,13 @@ class Answered:
     answered: str | None = None
     has_answer: bool = False
     seconds: float | None = None
+
+
+def holds_requests(folder: Path, references: References) -> bool:
+    """Whether the folder has answers to requests, by a `<case>.json` or a `<case>__<request id>` file, and not only label maps."""
+    return any((folder / f"{case}.json").is_file() for case in references.files) or any(
+        "__" in name for name in images_in(folder, "prediction")
+    )
 
 
 class PredictionFolder:
@@ -222,6 +235,8 @@ def _question(
         answered=answer.answered,
         answer_right=_right(request, answer, references),
         seconds=answer.seconds,
+        file=answer.drawn.file.name if answer.drawn.file else "",
+        file_values=answer.drawn.values,
     )
     return Question(row, values, answer.drawn, tolerances.get(target, default), lesions)
 
@@ -263,6 +278,8 @@ def label_map_jobs(
                     kind="label map",
                     target=name,
                     truth="present",
+                    file=images[case].name,
+                    file_values=values,
                 ),
                 values,
                 Drawn(images[case], values),

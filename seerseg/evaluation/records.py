@@ -22,7 +22,8 @@ class Row:
     target: label name, several joined by " + ", "" for a request whose target is absent; status: what the prediction says of
     itself ("ok", "absent", "empty", "unsupported", "fault", "failed") or "mask" when only a file was there; answered: the
     name that the reasoner gave; answer_right: it is the target's name (None when not known); scores: None when the truth is
-    unknown or the row could not be scored, and then note says why; drawn_ml: None on a flat image.
+    unknown or the row could not be scored, and then note says why; drawn_ml: None on a flat image; file, file_values: where the
+    mask lies in the prediction folder ("": nothing was drawn) and its values there (None: every voxel over 0).
     """
 
     case: str
@@ -43,6 +44,8 @@ class Row:
     drawn_ml: float | None = None
     seconds: float | None = None
     note: str = ""
+    file: str = ""
+    file_values: tuple[int, ...] | None = None
 
     @property
     def failed(self) -> bool:
@@ -193,7 +196,7 @@ class About:
     @property
     def bank_mode(self) -> str:
         """Which skills were in play, "none" when the predictions say nothing of a bank."""
-        return str(self.model.get("bank_mode") or "none")
+        return str(self.model.get("bank_mode") or self.model.get("bank") or "none")
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""

@@ -97,8 +97,8 @@ def _targets(evaluation: Evaluation) -> str:
         if number == len(rows) - overall and not single and number:
             out.append("")
     if evaluation.summaries[0].kind != "label map":
-        out.append("n: cases and targets; K: paraphrases of each; worst, std, var: over paraphrases, then the mean over n;")
-        out.append("HD95 in mm; failed: requests with nothing drawn, counted as Dice 0, NSD 0, HD95 the image's diagonal.")
+        out.append("n: cases and targets; K: paraphrases of each; worst, std, var: over paraphrases, then mean over n;")
+        out.append("HD95 in mm; failed: requests with nothing drawn: Dice 0, NSD 0, HD95 the image's diagonal.")
     return "\n".join(line.rstrip() for line in out)
 
 

@@ -1,0 +1,151 @@
+"""Plots by matplotlib (the extra 'report'), imported when one is drawn."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from seerseg.errors import MissingExtraError, NothingToDoError, SeerSegError
+from seerseg.evaluation import CaseTarget, Evaluation
+from seerseg.paths import write_atomically
+
+FREE_COLOUR = "#2a6fbb"
+LABEL_COLOUR = "#d9731a"
+_AXES = ("step", "epoch", "time", "seconds")
+
+
+def require_matplotlib() -> Any:
+    """matplotlib with a backend that needs no screen; MissingExtraError when it is not installed."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MissingExtraError("Plots need matplotlib. Install it with: pip install 'seerseg[report]'") from error
+    matplotlib.use("Agg")
+    return matplotlib
+
+
+def robustness_svg(evaluation: Evaluation, *, most_targets: int = 8) -> str:
+    """One panel per target as an SVG element: cases in the order of their mean free-text Dice, a line from the mean down to
+    the worst paraphrase, a tick where the label prompt is. "" when there is no free text with a present target."""
+    by_target: dict[str, list[CaseTarget]] = defaultdict(list)
+    label = {}
+    for pair in evaluation.case_targets:
+        if pair.kind == "free text":
+            by_target[pair.target].append(pair)
+        elif pair.kind == "label prompt":
+            label[pair.case, pair.target] = pair.dice.mean
+    if not by_target:
+        return ""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    targets = sorted(by_target)[:most_targets]
+    columns = min(2, len(targets))
+    rows = math.ceil(len(targets) / columns)
+    figure = Figure(figsize=(4.9 * columns, 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for spare in axes.flat[len(targets) :]:
+        spare.set_visible(False)
+    for ax, target in zip(axes.flat, targets, strict=False):
+        pairs = sorted(by_target[target], key=lambda p: (p.dice.mean, p.case))
+        ax.set_title(target, fontsize=9, loc="left")
+        ax.set_ylim(-0.03, 1.03)
+        ax.set_xlim(-0.7, len(pairs) - 0.3)
+        ax.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+        ax.set_xticks([])
+        ax.set_ylabel("Dice", fontsize=8)
+        ax.set_xlabel(f"{len(pairs)} case{'s' if len(pairs) != 1 else ''}, by mean Dice", fontsize=8)
+        places = list(range(len(pairs)))
+        size = max(2.0, min(6.0, 160 / len(pairs)))
+        ax.vlines(places, [p.dice.worst for p in pairs], [p.dice.mean for p in pairs], color=FREE_COLOUR, alpha=0.45, linewidth=size / 2.5)
+        ax.plot(places, [p.dice.worst for p in pairs], "_", color=FREE_COLOUR, markersize=size * 1.4, label="free text: worst")
+        ax.plot(places, [p.dice.mean for p in pairs], "o", color=FREE_COLOUR, markersize=size, label="free text: mean")
+        known = [(i, label[p.case, p.target]) for i, p in enumerate(pairs) if (p.case, p.target) in label]
+        if known:
+            ax.plot(*zip(*known, strict=True), "D", color=LABEL_COLOUR, markersize=size * 0.7, label="label prompt", zorder=1.5)
+    handles, names = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper left", ncols=3, fontsize=8, frameon=False)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def plot_progress(log: Path, picture: Path) -> None:
+    """Draw a training log (JSONL, one object of numbers per line) as small plots, one per quantity, over its steps.
+
+    The x axis is the first of "step", "epoch", "time", "seconds" that the lines have, else the line number. "train_loss" and
+    "val_loss" share a plot, as do all quantities that differ only in such a first word. Lines that are no JSON objects (the one being
+    written) are passed over. NothingToDoError when no number is found.
+    """
+    curves, axis = read_log(log)
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    plots: dict[str, dict[str, tuple[list[float], list[float]]]] = defaultdict(dict)
+    for name, curve in curves.items():
+        part, _, rest = name.replace("/", "_").partition("_")
+        plots[rest if part in ("train", "val", "eval", "bank") and rest else name][name] = curve
+    columns = min(3, len(plots))
+    rows = math.ceil(len(plots) / columns)
+    figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for spare in axes.flat[len(plots) :]:
+        spare.set_visible(False)
+    for ax, (title, lines) in zip(axes.flat, plots.items(), strict=False):
+        for name, (x, y) in lines.items():
+            ax.plot(x, y, "-" if len(x) > 30 else "o-", markersize=3, linewidth=1.2, label=name)
+        ax.set_title(title, fontsize=9, loc="left")
+        ax.set_xlabel(axis, fontsize=8)
+        ax.grid(color="#e4e7eb", linewidth=0.8)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+        if len(lines) > 1:
+            ax.legend(fontsize=8, frameon=False)
+    write_atomically(picture, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def read_log(log: Path) -> tuple[dict[str, tuple[list[float], list[float]]], str]:
+    """Quantity -> (x values, y values) of a JSONL log, and what x is."""
+    try:
+        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise SeerSegError(f"Cannot read the training log {log}: {error.strerror}.") from error
+    records: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            records.append(value)
+    axis = next((a for a in _AXES if any(_is_number(r.get(a)) for r in records)), "line")
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for number, record in enumerate(records):
+        x = record.get(axis) if axis != "line" else number
+        if _is_number(x):
+            for name, y in record.items():
+                if name not in _AXES and _is_number(y):
+                    xs, ys = curves.setdefault(str(name), ([], []))
+                    xs.append(float(x))  # type: ignore[arg-type]
+                    ys.append(float(y))
+    if not curves:
+        raise NothingToDoError(f"{log} holds no numbers to draw.")
+    return curves, axis
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def pair_order(evaluation: Evaluation) -> Sequence[CaseTarget]:
+    """Free-text pairs, worst mean Dice first."""
+    return sorted((p for p in evaluation.case_targets if p.kind != "label prompt"), key=lambda p: (p.dice.mean, p.case, p.target))
