@@ -15,8 +15,8 @@ class StoreLayout:
     """Chunks for two kinds of reading: slices across `axis` (0 z, 1 y, 2 x) and patches, both from one file.
 
     slab: slices per chunk along `axis`; chunk_bytes: what a chunk may hold decoded. A chunk is one blosc2 block, decoded as
-    a whole: 128 KiB of voxels, its compressed bytes and the bits being shuffled stay together in an L2 cache of 512 KiB, and
-    smaller ones cost more calls than they save voxels (measured by scripts/bench_store.py).
+    a whole: with 128 KiB it stays in an L2 cache of 512 KiB together with its compressed bytes, and smaller ones cost more
+    calls than they save voxels (scripts/bench_store.py --layouts).
     """
 
     axis: int = 0
