@@ -111,12 +111,12 @@ class Prompt:
             "text": self.text,
             "class": self.class_name,
             "boxes": [
-                {"axis": b.axis, "index": b.index, "lo": list(b.lo), "hi": list(b.hi)}
+                {"axis": int(b.axis), "index": int(b.index), "lo": [float(v) for v in b.lo], "hi": [float(v) for v in b.hi]}
                 if isinstance(b, Box2D)
-                else {"lo": list(b.lo), "hi": list(b.hi)}
+                else {"lo": [float(v) for v in b.lo], "hi": [float(v) for v in b.hi]}
                 for b in self.boxes
             ],
-            "points": [{"zyx": list(p.zyx), "positive": p.positive} for p in self.points],
+            "points": [{"zyx": [float(v) for v in p.zyx], "positive": bool(p.positive)} for p in self.points],
             "mask": None if self.mask is None else hashlib.blake2b(np.packbits(self.mask.array).tobytes(), digest_size=16).hexdigest(),
         }
 

@@ -288,7 +288,7 @@ def propagate(
     found = {key: start.mask}
     beyond = _beyond_mm(start.mask, in_plane)
     sides = [int(start.mask.any(axis=1 - axis).sum()) * step for axis, step in enumerate(in_plane)]
-    extent = rules.extent * float(np.hypot(*sides)) / 2**0.5
+    extent = rules.extent * float(np.hypot(sides[0], sides[1])) / 2**0.5
     reach = rules.distance_mm + rules.gap_share * gap_mm
     least = rules.stop_contrast * contrast(smooth(start.model.score(read(key)), in_plane), start.mask, in_plane)
     for step in (1, -1):
