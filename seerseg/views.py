@@ -27,6 +27,7 @@ Plane = Literal["axial", "coronal", "sagittal"]
 PLANES: tuple[Plane, ...] = ("axial", "coronal", "sagittal")
 _IN_PLANE = {0: (1, 2), 1: (0, 2), 2: (0, 1)}
 Pixels = NDArray[np.uint8]
+CT_FLOOR = -1024.0  # HU; scanners pad with -2000 or -3024 outside their round field
 
 
 class SliceSource(Protocol):
@@ -189,13 +190,15 @@ def pixel_map(grid: Grid, axis: int, index: int, size_px: int) -> PixelMap:
 
 
 def window_bounds(source: SliceSource, plane: NDArray[Any], window: str | tuple[float, float]) -> tuple[float, float]:
-    """The intensities shown as black and white."""
+    """The intensities shown as black and white. What a CT holds below air is padding: it is black and counts for nothing."""
     if isinstance(window, tuple):
         centre, width = window
         return centre - width / 2, centre + width / 2
+    floor = CT_FLOOR if source.modality == "CT" else -np.inf
     if window == "volume":
-        return source.percentiles["0.5"], source.percentiles["99.5"]
+        return max(source.percentiles["0.5"], floor), source.percentiles["99.5"]
     finite = plane[np.isfinite(plane)] if plane.dtype.kind == "f" else plane.reshape(-1)
+    finite = finite[finite >= floor] if source.modality == "CT" else finite
     low, high = np.percentile(finite, (0.5, 99.5)) if finite.size else (0.0, 0.0)
     return float(low), float(high)
 

@@ -100,6 +100,18 @@ def test_spec_round_trip_and_windows() -> None:
     assert row.tolist() == [255, 128, 0]
 
 
+def test_the_padding_of_a_ct_does_not_eat_the_window() -> None:
+    array = np.full((1, 10, 10), -3024, np.int16)
+    array[0, 2:8, 2:8] = np.linspace(-1000, 400, 36).reshape(6, 6)
+    grid = grid_of(array.shape, (1, 1, 1))
+    for window in ("slice", "volume"):
+        spec = ViewSpec(size_px=10, window=window)  # type: ignore[arg-type]
+        ct = render_slice(Volume(array, grid, modality="CT"), spec, 0).pixels[..., 0]
+        other = render_slice(Volume(array, grid), spec, 0).pixels[..., 0]
+        assert int(ct.max()) - int(ct[7, 7]) > 240
+        assert int(other.max()) - int(other[7, 7]) < 130  # in another modality low values may be real
+
+
 def test_overlay_and_montage() -> None:
     volume = Volume(np.zeros((2, 10, 10), np.int16), grid_of((2, 10, 10), (1, 1, 1)))
     view = render_slice(volume, ViewSpec(size_px=50, window=(0.0, 100.0)), 0)

@@ -14,7 +14,7 @@ from seerseg.evaluation.scoring import CaseJob, Drawn, Question
 from seerseg.metrics import DEFAULT_TOLERANCE_MM
 from seerseg.paths import read_json, safe_name
 from seerseg.protocols.seer import normalise_name
-from seerseg.volume import image_stem, is_image
+from seerseg.volume import PICTURE_ENDINGS, image_stem, is_image
 
 CASE_SCHEMA = 1
 LABEL_PROMPT_STYLES = {"label prompt", "label"}
@@ -48,7 +48,7 @@ class References:
         files = {c.id: c.label for c in (*dataset.cases.values(), *dataset.test_cases.values()) if c.label is not None}
         names = {label: (d.canonical, *d.synonyms) for label, d in dataset.descriptions.items()}
         meta = read_json(dataset.folder / "dataset.json", DatasetError)
-        note = meta.get("annotation", "")
+        note = meta.get("label_kind", "")
         return cls(
             dataset.name, files, dataset.labels, dataset.subject_of, names, dataset.ignore_label, note if isinstance(note, str) else ""
         )
@@ -63,13 +63,18 @@ class References:
 
 
 def images_in(folder: Path, role: str) -> dict[str, Path]:
-    """Case -> image file of a folder; UsageError when it is no folder or two files have one name."""
+    """Case -> image file of a folder; UsageError when it is no folder or two files have one name.
+
+    A picture beside a volume of the same name is its overlay, not another mask.
+    """
     if not folder.is_dir():
         raise UsageError(f"The {role} folder {folder} does not exist.")
     out: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda p: (p.suffix.lower() in PICTURE_ENDINGS, p.name)):
         if not path.name.startswith(".") and is_image(path):
             stem = image_stem(path)
+            if stem in out and path.suffix.lower() in PICTURE_ENDINGS:
+                continue
             if stem in out:
                 raise UsageError(f"{folder} holds {out[stem].name} and {path.name}, which name the same case. Remove one of them.")
             out[stem] = path

@@ -2,6 +2,7 @@
 
 from seerseg.volume.files import (
     IMAGE_ENDINGS,
+    PICTURE_ENDINGS,
     image_stem,
     is_image,
     read_case,
@@ -19,6 +20,7 @@ from seerseg.volume.resampling import resample
 
 __all__ = [
     "IMAGE_ENDINGS",
+    "PICTURE_ENDINGS",
     "Grid",
     "Mask",
     "SourceGeometry",
