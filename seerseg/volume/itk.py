@@ -6,8 +6,10 @@ The text is read because ITK keeps no trace of what a header left unsaid and nor
 from __future__ import annotations
 
 import re
+import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ _NRRD_SPACES = {
     "left-anterior-superior": np.diag([-1.0, 1.0, 1.0]),
     "las": np.diag([-1.0, 1.0, 1.0]),
 }
-_NRRD_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8, "char": 1, "short": 2, "long": 8, "double": 8, "float": 4, "int": 4}
+_TYPE_BYTES = {"8": 1, "16": 2, "32": 4, "64": 8, "char": 1, "short": 2, "long": 8, "double": 8, "float": 4, "int": 4}
 _SPATIAL_KINDS = ("domain", "space", "time", "???", "none")
+_PILLOW_FAULTS = (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, MemoryError, struct.error)
 _UNSAID = "the header gives no orientation; left and right are assumed"
 
 
@@ -105,9 +108,9 @@ def open_picture(path: Path, *, labels: bool = False) -> Stored:
 
     Colour becomes luminance with a note; with `labels` palette indices are the values and colour is refused.
     """
-    image = _picture(path)
+    with _picture(path) as image:
+        mode, shape = str(image.mode), (int(image.size[0]), int(image.size[1]))
     notes = ["a picture has no scale and no orientation: lengths are in pixels, left and right are assumed as displayed"]
-    mode = str(image.mode)
     grey = mode in ("1", "L", "I", "F") or mode.startswith("I;16")
     if labels and not grey and mode != "P":
         raise ImageError(f"{path} is a colour picture ({mode}), not a label map. Save the label numbers as a grey or palette PNG.")
@@ -117,14 +120,10 @@ def open_picture(path: Path, *, labels: bool = False) -> Stored:
         notes.append("colour was read as luminance")
 
     def decode() -> Voxels:
-        try:
-            plain = image if grey or (labels and mode == "P") else image.convert("L")
-            array = np.array(plain)
-        except (OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError) as error:
-            raise ImageError(f"{path} is damaged or was cut short ({_one_line(error)}). Copy or export it again.") from error
+        with _picture(path) as image:
+            array = np.array(image if grey or (labels and mode == "P") else image.convert("L"))
         return Voxels((array.view(np.uint8) if array.dtype == np.bool_ else array).T[:, :, None])
 
-    shape = (int(image.size[0]), int(image.size[1]))
     return _stored(path, shape, np.diag([-1.0, -1.0, 1.0, 1.0]), "png", True, decode, tuple(notes), "assumed")
 
 
@@ -254,7 +253,7 @@ def _nrrd_header(path: Path) -> tuple[dict[str, str], dict[str, str], int]:
         if mark:
             fields[key.strip().lower()] = value.strip()
     if not {"data file", "datafile"} & set(fields):
-        size = next((n for word, n in _NRRD_BYTES.items() if word in fields.get("type", "").lower()), 1)
+        size = next((n for word, n in _TYPE_BYTES.items() if word in fields.get("type", "").lower()), 1)
         if fields.get("encoding", "").lower() in ("raw", "gzip", "gz"):
             packed = fields["encoding"].lower() != "raw"
             _check_size(path, fields.get("sizes", ""), size, path.stat().st_size - start, packed)
@@ -269,7 +268,11 @@ def _metaimage_header(path: Path) -> dict[str, str]:
     fields = {key.strip().lower(): value.strip() for key, mark, value in pairs if mark}
     if path.name.lower().endswith(".mha"):
         packed = fields.get("compresseddata", "").lower() == "true"
-        _check_size(path, fields.get("dimsize", ""), 1, path.stat().st_size - start, packed)
+        size = next((n for word, n in _TYPE_BYTES.items() if word in fields.get("elementtype", "").lower() and word != "long"), 1)
+        there = path.stat().st_size - start
+        _check_size(path, fields.get("dimsize", ""), size, there, packed)
+        if packed:
+            _check_size(path, fields.get("compresseddatasize", ""), 1, there, False)
     return fields
 
 
@@ -313,23 +316,23 @@ def _numbers(text: str, count: int, default: float) -> NDArray[np.float64]:
     return np.array(values)
 
 
-def _picture(path: Path) -> Any:
+@contextmanager
+def _picture(path: Path) -> Iterator[Any]:
+    """An open Pillow image of one page; what Pillow raises on damage, here and in the body, becomes an ImageError."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            warnings.simplefilter("ignore")  # damaged tags that change no pixel
+            with Image.open(path) as image:
+                frames = int(getattr(image, "n_frames", 1))
+                if frames > 1:
+                    raise ImageError(f"{path} holds {frames} pages. Give one picture per file, or convert the stack to NIfTI.")
+                yield image
     except UnidentifiedImageError as error:
         raise ImageError(f"{path} is not a picture, or was cut short. Give a file that its ending describes.") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"{path} is too large for a picture ({_one_line(error)}).") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except (*_PILLOW_FAULTS, Image.DecompressionBombError) as error:
         raise ImageError(f"{path} is damaged or was cut short ({_one_line(error)}). Copy or export it again.") from error
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1:
-        raise ImageError(f"{path} holds {frames} pages. Give one picture per file, or convert the stack to NIfTI.")
-    return image
 
 
 def _one_line(error: BaseException) -> str:

@@ -99,7 +99,7 @@ def read_legend(path: str | Path) -> dict[int, str]:
         rest = block + _read(path, file, max(0, min(int(header["vox_offset"]), 1 << 24) - len(block)))
     position = int(header["sizeof_hdr"]) + 4
     endian: Any = "little" if header.endianness == "<" else "big"
-    while rest[int(header["sizeof_hdr"])] == 1 and position + 8 <= len(rest):
+    while position + 8 <= len(rest) and rest[int(header["sizeof_hdr"])] == 1:
         size, code = (int.from_bytes(rest[position + k : position + k + 4], endian) for k in (0, 4))
         if size < 16:
             break
