@@ -54,7 +54,7 @@ def test_the_dataset_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         open_dataset(folder)
     listed["a"] = {"images": ["../elsewhere/gone.nii.gz"], "label": "../elsewhere/a_seg.nii.gz"}
     rd.describe(folder, ["MRI"], {"background": 0, "liver": 1}, 2, dataset=listed)
-    with pytest.raises(DatasetError, match="gone.nii.gz of case 'a' does not exist"):
+    with pytest.raises(DatasetError, match=r"gone\.nii\.gz of case 'a' does not exist"):
         open_dataset(folder)
     dataset = open_dataset(folder, strict=False)
     assert list(dataset.cases) == ["b"]
@@ -211,14 +211,14 @@ def test_a_bad_request_file_stops_opening_and_is_a_fault_when_asked(tmp_path: Pa
 
 
 def test_listing_is_linear(tmp_path: Path) -> None:
-    """Twenty thousand files are listed in about the time that a listing takes, not that of all against all."""
+    """Six thousand files: all against all would be eighteen million comparisons."""
     folder = rd.make(tmp_path, ["seed"])
-    for number in range(10_000):
+    for number in range(3_000):
         (folder / "imagesTr" / f"x{number:05d}_0000.nii.gz").touch()
         (folder / "labelsTr" / f"x{number:05d}.nii.gz").touch()
     began = time.process_time()
-    assert len(open_dataset(folder).cases) == 10_001
-    assert time.process_time() - began < 3
+    assert len(open_dataset(folder).cases) == 3_001
+    assert time.process_time() - began < 1
 
 
 def test_the_hippocampus_set(development_data: Path) -> None:
