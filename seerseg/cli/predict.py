@@ -157,9 +157,8 @@ def _print_report(report: RunReport, *, as_json: bool, verbose: bool, signal: st
     _table(say, report, verbose)
     _listed(say, "Problem", report.problems, verbose)
     counts = ", ".join(f"{n} {word}" for word, n in _counts(report) if n)
-    say(
-        f"{report.total} cases: {counts or 'none begun'}. {report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB. Masks are in {report.output}"
-    )
+    used = f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB"
+    say(f"{report.total} cases: {counts or 'none begun'}. {used}. Masks are in {report.output}")
     if report.missing:
         listed = ", ".join(report.missing if verbose else report.missing[:_SHOWN_LINES])
         more = " ..." if len(report.missing) > _SHOWN_LINES and not verbose else ""

@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seerseg.dataset import CaseFiles, Inputs, find_inputs
-from seerseg.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_SOME_FAILED, OutputError, UsageError
+from seerseg.dataset import CaseFiles, Inputs, find_inputs, open_dataset
+from seerseg.dataset.raw import label_values
+from seerseg.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_SOME_FAILED, DatasetError, OutputError, SeerSegError, UsageError
+from seerseg.paths import read_json
 from seerseg.prediction.ledger import Entry, Ledger, read_ledger
+from seerseg.prediction.outputs import Legend
 from seerseg.prediction.pipeline import Pipeline
 from seerseg.prediction.predictor import Predictor
 from seerseg.prediction.questions import Asked, Questions, gather
 from seerseg.prediction.stages import CaseResult, Options, Stages, Work, cost_bytes, peak_rss_mb
+from seerseg.protocols.seer import normalise_name
 from seerseg.volume import IMAGE_ENDINGS
 
 _TEMPORARY = re.compile(r"\.tmp-[A-Za-z0-9_]{8}-(.+)")
@@ -115,7 +119,16 @@ def predict_folder(
     predictor.load()
     with Ledger(folder, num_parts=num_parts, part_id=part_id) as ledger:
         clean(folder, [work.case for work in mine])
-        run = Stages(folder, predictor, options, inputs, ledger, frozenset(w.case for w in every), lambda r: progress(r, len(mine)))
+        run = Stages(
+            folder,
+            predictor,
+            run_legend(inputs, predictor, notes),
+            options,
+            inputs,
+            ledger,
+            frozenset(w.case for w in every),
+            lambda r: progress(r, len(mine)),
+        )
         pipeline: Pipeline[Work] = Pipeline(
             read=run.read,
             think=run.think,
@@ -146,6 +159,33 @@ def predict_folder(
         peak_rss_mb=peak_rss_mb(),
         model=predictor.identity,
     )
+
+
+def run_legend(inputs: Inputs, predictor: Predictor, notes: list[str]) -> Legend:
+    """The legend of a run: the model's dataset's; else that of the dataset which the input folder belongs to, by label, canonical name
+    and synonym; else that of the names that may be answered."""
+    if predictor.legend.values:
+        return predictor.legend
+    for folder in (inputs.folder, inputs.folder.resolve().parent):
+        path = folder / "dataset.json"
+        if inputs.kind != "jobs" and path.is_file():
+            try:
+                dataset = open_dataset(folder, strict=False)
+                labels, descriptions = dataset.labels, dataset.descriptions
+            except SeerSegError:
+                try:
+                    labels, descriptions = label_values(read_json(path, DatasetError), path)[0], {}
+                except (SeerSegError, AttributeError) as error:
+                    notes.append(f"Label values do not follow {path}, as it cannot be read: {error}")
+                    continue
+            values: dict[str, int] = {}
+            for label, numbers in labels.items():
+                described = descriptions.get(label)
+                for name in (label, *((described.canonical, *described.synonyms) if described else ())):
+                    if len(numbers) == 1:
+                        values.setdefault(normalise_name(name), numbers[0])
+            return Legend(values)
+    return predictor.legend
 
 
 def check_output(folder: Path, source: Path) -> Path:

@@ -23,6 +23,7 @@ from seerseg.dataset import Request
 from seerseg.episode import Episode
 from seerseg.paths import safe_name, write_json
 from seerseg.prediction.questions import BadRequest
+from seerseg.protocols.seer import normalise_name
 from seerseg.volume import Grid, SourceGeometry, write_labels
 
 SCHEMA = 1
@@ -37,9 +38,9 @@ _ANSWERED = ("ok", "absent", "empty")
 class Legend:
     """The value of each structure, the same in every case, shard and rerun, whichever case is done first.
 
-    values: those of the dataset's own labels, where the model belongs to one. Else a name's value is its place in `names` (all that may
-    be answered) plus 2, as 1 is what a single request's mask has; a name outside of them has a value from 4096 on that
-    follows from its letters.
+    values: by normalised name those of the dataset's labels, where the model or the input belongs to one. Else a name's
+    value is its place in `names` (all that may be answered) plus 2, as 1 is what a single request's mask has; a name
+    outside of them has a value from 4096 on that follows from its letters.
     """
 
     values: Mapping[str, int] = field(default_factory=dict)
@@ -47,15 +48,16 @@ class Legend:
 
     def assign(self, targets: Sequence[str]) -> dict[str, int]:
         """Distinct values for the targets of one case."""
-        places = {name: i for i, name in enumerate(self.names)}
+        places = {normalise_name(name): i for i, name in enumerate(self.names)}
         found: dict[str, int] = {}
         for target in dict.fromkeys(targets):
-            if target in self.values:
-                value = self.values[target]
-            elif target in places and not self.values:
-                value = FIRST_VALUE + places[target]
+            name = normalise_name(target)
+            if name in self.values:
+                value = self.values[name]
+            elif name in places and not self.values:
+                value = FIRST_VALUE + places[name]
             else:
-                value = _HASHED_FROM + int.from_bytes(hashlib.blake2b(target.encode(), digest_size=8).digest(), "big") % _HASHED_COUNT
+                value = _HASHED_FROM + int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") % _HASHED_COUNT
             while value in found.values():
                 value += 1
             found[target] = value
@@ -164,7 +166,8 @@ def write_case(
     shown = _shown(good)
     values = legend.assign(list(shown)) if len(outcome.answered) + len(outcome.bad) > 1 else dict.fromkeys(shown, BINARY_VALUE)
     overlaps = find_overlaps(list(shown.values()))
-    doubled = len({_target(a) for a in good if a.episode.target}) < sum(1 for a in good if a.episode.target)
+    named = [normalise_name(a.episode.target) for a in good if a.episode.target]
+    doubled = len(set(named)) < len(named)
     separate = per_request or bool(overlaps) or doubled
     main = folder / f"{outcome.case}.nii.gz"
     files: dict[str, str] = {}
@@ -274,11 +277,11 @@ def _target(answered: Answered) -> str:
 
 def _shown(good: Sequence[Answered]) -> dict[str, Answered]:
     """Target -> the request whose mask the label map shows: the first one, in the order asked, that has voxels."""
-    shown: dict[str, Answered] = {}
+    first: dict[str, Answered] = {}
     for answered in good:
         if answered.voxels:
-            shown.setdefault(_target(answered), answered)
-    return shown
+            first.setdefault(normalise_name(_target(answered)), answered)
+    return {_target(answered): answered for answered in first.values()}
 
 
 def _by_size(shown: Sequence[Answered]) -> list[Answered]:

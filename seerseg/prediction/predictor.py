@@ -18,6 +18,7 @@ from seerseg.errors import ImageError, UsageError
 from seerseg.model import Model, open_model
 from seerseg.prediction.outputs import Legend
 from seerseg.prompts import Prompt
+from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session
 from seerseg.views import render
@@ -93,13 +94,13 @@ class Predictor:
     @cached_property
     def legend(self) -> Legend:
         """Label values: the dataset's, where the model belongs to one, else by the names that may be answered."""
-        values = {name: v[0] for name, v in (self.model.spec.label_values or {}).items() if len(v) == 1}
+        values = {normalise_name(name): v[0] for name, v in (self.model.spec.label_values or {}).items() if len(v) == 1}
         return Legend(values, self.model.targets.names)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything of the model that shapes a mask, for resume and records."""
-        return {**self.model.describe(), "seed": self.seed, "legend": self.legend.identity}
+        return {**self.model.describe(), "seed": self.seed}
 
     @overload
     def predict(

@@ -20,7 +20,7 @@ from seerseg.episode import Dialogue
 from seerseg.errors import ImageError, OutputError, RequestError, SeerSegError
 from seerseg.paths import read_json
 from seerseg.prediction.ledger import Entry, Ledger, describe, digest_images, is_intact, make_key, now
-from seerseg.prediction.outputs import SCHEMA, Answered, CaseOutcome, write_case
+from seerseg.prediction.outputs import SCHEMA, Answered, CaseOutcome, Legend, write_case
 from seerseg.prediction.predictor import Predictor
 from seerseg.prediction.questions import Asked, BadRequest
 from seerseg.vocabulary import Vocabulary, words
@@ -101,13 +101,14 @@ class Stages:
         self,
         folder: Path,
         predictor: Predictor,
+        legend: Legend,
         options: Options,
         inputs: Inputs,
         ledger: Ledger,
         taken: frozenset[str],
         report: Callable[[CaseResult], None],
     ) -> None:
-        self.folder, self.predictor, self.options, self.inputs = folder, predictor, options, inputs
+        self.folder, self.predictor, self.legend, self.options, self.inputs = folder, predictor, legend, options, inputs
         self.ledger, self.taken, self.report = ledger, taken, report
         self.results: list[CaseResult] = []
         self._lock = threading.Lock()
@@ -187,7 +188,7 @@ class Stages:
             written = write_case(
                 self.folder,
                 outcome,
-                legend=self.predictor.legend,
+                legend=self.legend,
                 model=self.predictor.identity,
                 per_request=self.options.per_request,
                 taken=self.taken,
@@ -225,7 +226,7 @@ class Stages:
 
     def _key(self, work: Work) -> str:
         asked = [(r.id, r.text) for r in work.asked.requests] + [(b.id, b.reason) for b in work.asked.bad]
-        settings = {"model": self.predictor.identity, "modality": work.modality, **self.options.shaping}
+        settings = {"model": self.predictor.identity, "legend": self.legend.identity, "modality": work.modality, **self.options.shaping}
         return make_key(work.digests, asked, settings)
 
     def _volume(self, work: Work) -> Volume:
