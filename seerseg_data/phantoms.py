@@ -32,14 +32,61 @@ _FIELD_MM: Final[dict[str, tuple[tuple[float, float], ...]]] = {  # (z, y, x) ra
 }
 
 _NAMES: Final = (
-    "ribs", "cervical vertebral column", "thoracic vertebral column", "lumbar vertebral column", "sacrum", "sternum", "right lung",
-    "left lung", "trachea", "heart", "aorta", "inferior vena cava", "liver", "spleen", "stomach", "gallbladder", "pancreas", "right kidney",
-    "left kidney", "right adrenal gland", "left adrenal gland", "duodenum", "colon", "small bowel", "urinary bladder", "right hip bone",
-    "left hip bone", "right femur", "left femur", "right gluteus maximus", "left gluteus maximus", "right iliopsoas", "left iliopsoas",
-    "right autochthonous back muscle", "left autochthonous back muscle", "right scapula", "left scapula", "right clavicle", "left clavicle",
-    "spinal cord", "oesophagus", "intervertebral discs", "skull", "right cerebral hemisphere", "left cerebral hemisphere", "cerebellum",
-    "brainstem", "right lateral ventricle", "left lateral ventricle", "right eyeball", "left eyeball", "right thalamus", "left thalamus",
-    "mandible", "prostate",
+    "ribs",
+    "cervical vertebral column",
+    "thoracic vertebral column",
+    "lumbar vertebral column",
+    "sacrum",
+    "sternum",
+    "right lung",
+    "left lung",
+    "trachea",
+    "heart",
+    "aorta",
+    "inferior vena cava",
+    "liver",
+    "spleen",
+    "stomach",
+    "gallbladder",
+    "pancreas",
+    "right kidney",
+    "left kidney",
+    "right adrenal gland",
+    "left adrenal gland",
+    "duodenum",
+    "colon",
+    "small bowel",
+    "urinary bladder",
+    "right hip bone",
+    "left hip bone",
+    "right femur",
+    "left femur",
+    "right gluteus maximus",
+    "left gluteus maximus",
+    "right iliopsoas",
+    "left iliopsoas",
+    "right autochthonous back muscle",
+    "left autochthonous back muscle",
+    "right scapula",
+    "left scapula",
+    "right clavicle",
+    "left clavicle",
+    "spinal cord",
+    "oesophagus",
+    "intervertebral discs",
+    "skull",
+    "right cerebral hemisphere",
+    "left cerebral hemisphere",
+    "cerebellum",
+    "brainstem",
+    "right lateral ventricle",
+    "left lateral ventricle",
+    "right eyeball",
+    "left eyeball",
+    "right thalamus",
+    "left thalamus",
+    "mandible",
+    "prostate",
 )
 LABELS: Final[dict[str, int]] = {name: value for value, name in enumerate(_NAMES, start=1)}
 """Canonical name -> value in ``Phantom.labels_zyx``; the same for every kind. 0 is everything else."""
@@ -118,7 +165,9 @@ class _Body:
         self.hu[where] = hu
         self.labels[where] = LABELS[name] if name else 0
 
-    def ellipsoid(self, centre_xyz: tuple[float, float, float], radii_xyz: tuple[float, float, float], tilt: float = 0.0, power: float = 2.0) -> Bool:
+    def ellipsoid(
+        self, centre_xyz: tuple[float, float, float], radii_xyz: tuple[float, float, float], tilt: float = 0.0, power: float = 2.0
+    ) -> Bool:
         """Super-ellipsoid |x/a|^p + ... <= 1 about centre, turned by `tilt` radians in the x-z plane."""
         dx, dy, dz = self.x - centre_xyz[0], self.y - centre_xyz[1], self.z - centre_xyz[2]
         if tilt:
@@ -132,7 +181,9 @@ class _Body:
         inside = np.zeros(self.x.shape, dtype=bool)
         knots = np.asarray(points_xyz, dtype=np.float32)
         low, high = knots.min(0) - max(first, last), knots.max(0) + max(first, last)
-        near = (self.x >= low[0]) & (self.x <= high[0]) & (self.y >= low[1]) & (self.y <= high[1]) & (self.z >= low[2]) & (self.z <= high[2])
+        near = (
+            (self.x >= low[0]) & (self.x <= high[0]) & (self.y >= low[1]) & (self.y <= high[1]) & (self.z >= low[2]) & (self.z <= high[2])
+        )
         if not near.any():
             return inside
         voxels = np.stack([self.x[near], self.y[near], self.z[near]], axis=1)
@@ -204,7 +255,9 @@ def _draw_torso(body: _Body, rng: np.random.Generator) -> None:
     lung_hu = float(rng.uniform(-880, -740))
     lung_r, lung_l = chest & (x > medial), chest & (x < -medial)
     body.paint(inner & (z <= dome) & (z > -90), some(-95))  # abdominal fat under the domes
-    abdomen = (z <= np.minimum(dome, 40)) & ((np.abs(x / (half_x - fat_mm - 22)) ** 2.4 + np.abs((y - 4) / (half_y - fat_mm - 16)) ** 2.4) <= 1)
+    abdomen = (z <= np.minimum(dome, 40)) & (
+        (np.abs(x / (half_x - fat_mm - 22)) ** 2.4 + np.abs((y - 4) / (half_y - fat_mm - 16)) ** 2.4) <= 1
+    )
     body.paint(abdomen, some(-95))
     body.paint(inner & (z > dome) & (z_fall < apex_z + 38), some(-20, 0.8))  # mediastinum: fat and vessels
     body.paint(lung_r, lung_hu, "right lung")
@@ -239,7 +292,11 @@ def _draw_torso(body: _Body, rng: np.random.Generator) -> None:
     big = body.ellipsoid(near(68, 6, 8), (some(62), some(70), some(78)), power=2.3)
     lobe = body.ellipsoid(near(-8, 34, 26), (some(70), some(36), some(34)), tilt=-0.25)
     body.paint((big | lobe) & below & (radius < 0.93), 55 + 0.45 * contrast, "liver")
-    body.paint(body.ellipsoid(near(-92, -34, 2), (some(24), some(38), some(48)), tilt=0.3) & below & (radius < 0.93), 48 + 0.55 * contrast, "spleen")
+    body.paint(
+        body.ellipsoid(near(-92, -34, 2), (some(24), some(38), some(48)), tilt=0.3) & below & (radius < 0.93),
+        48 + 0.55 * contrast,
+        "spleen",
+    )
     stomach = body.ellipsoid(near(-58, 26, 2), (some(34), some(34), some(46)), tilt=0.5) & below & (body.labels != LABELS["spleen"])
     body.paint(stomach, float(rng.uniform(5, 60)), "stomach")
     body.hu[stomach & (y > some(42, 0.3))] = -900
@@ -254,13 +311,28 @@ def _draw_torso(body: _Body, rng: np.random.Generator) -> None:
         sinus = body.ellipsoid((at[0] - side * 14, at[1] + 4, at[2]), (12, 9, 20))
         body.paint(sinus, float(rng.choice([-60.0, 10.0])))
         gland = "right adrenal gland" if side > 0 else "left adrenal gland"
-        body.paint(body.tube([(at[0] - side * 20, at[1] + 16, at[2] + 56), (at[0] - side * 32, at[1] + 24, at[2] + 44)], 5), 35 + 0.3 * contrast, gland)
+        body.paint(
+            body.tube([(at[0] - side * 20, at[1] + 16, at[2] + 56), (at[0] - side * 32, at[1] + 24, at[2] + 44)], 5),
+            35 + 0.3 * contrast,
+            gland,
+        )
 
     # Bowel: coils in the middle, the colon as a frame.
     coils = ndimage.gaussian_filter(rng.normal(0, 1, x.shape).astype(np.float32), [max(0.8, 9.0 / s) for s in _steps(body)])
     middle = body.ellipsoid((0, 34, -135), (80, 50, 70)) & (body.labels == 0) & abdomen
     body.paint(middle & (np.abs(coils) < coils.std() * 0.9), some(30, 0.5), "small bowel")
-    frame = [(96, 0, -200), (104, 4, -100), (88, 24, -62), (20, 62, -92), (-60, 52, -60), (-100, -8, -40), (-102, -6, -150), (-84, 10, -205), (-20, -10, -225), (0, -40, -255)]
+    frame = [
+        (96, 0, -200),
+        (104, 4, -100),
+        (88, 24, -62),
+        (20, 62, -92),
+        (-60, 52, -60),
+        (-100, -8, -40),
+        (-102, -6, -150),
+        (-84, 10, -205),
+        (-20, -10, -225),
+        (0, -40, -255),
+    ]
     colon = body.tube([near(*p, by=7.0) for p in frame], some(21)) & (abdomen | muscle)
     free = colon & np.isin(body.labels, [0, LABELS["small bowel"]])
     body.paint(free, some(25, 0.7), "colon")
@@ -272,9 +344,13 @@ def _draw_torso(body: _Body, rng: np.random.Generator) -> None:
     if rng.random() < 0.5:
         body.paint(body.ellipsoid(near(0, 24, -305, 3), (some(24), some(19), some(20))), 45, "prostate")
     for side, word in ((1.0, "right"), (-1.0, "left")):
-        psoas = body.tube([(side * 34, -44, -50), (side * 46, -30, -140), (side * 72, 10, -230), (side * 88, -2, -320)], (some(15), some(24)))
+        psoas = body.tube(
+            [(side * 34, -44, -50), (side * 46, -30, -140), (side * 72, 10, -230), (side * 88, -2, -320)], (some(15), some(24))
+        )
         body.paint(psoas & muscle, 55, f"{word} iliopsoas")
-        back = body.tube([(side * 34, -86, 150), (side * 36, -84, 40), (side * 38, -88, -150), (side * 26, -96, -215)], (some(21), some(27)))
+        back = body.tube(
+            [(side * 34, -86, 150), (side * 36, -84, 40), (side * 38, -88, -150), (side * 26, -96, -215)], (some(21), some(27))
+        )
         body.paint(back & muscle & (radius > 0.7), 48, f"{word} autochthonous back muscle")
         gluteus = body.ellipsoid(near(side * 78, -84, -268, 4), (some(62), some(34), some(66))) & muscle
         body.paint(gluteus, 52, f"{word} gluteus maximus")
@@ -317,7 +393,11 @@ def _draw_torso(body: _Body, rng: np.random.Generator) -> None:
     spinous = (np.abs(x) < 4.5) & (y < canal_y - 9) & (y > canal_y - 44) & (np.abs(level - np.floor(level) - 0.6) < 0.3)
     transverse = (np.abs(x) < 38) & (np.abs(y - canal_y + 4) < 6) & (np.abs(level - np.floor(level) - 0.6) < 0.2)
     spine = (corpus | arch | spinous | transverse) & (z > -205)
-    edges = [(-205.0, -10.0, "lumbar vertebral column"), (-10.0, 268.0, "thoracic vertebral column"), (268.0, 500.0, "cervical vertebral column")]
+    edges = [
+        (-205.0, -10.0, "lumbar vertebral column"),
+        (-10.0, 268.0, "thoracic vertebral column"),
+        (268.0, 500.0, "cervical vertebral column"),
+    ]
     bone = some(240, 0.25)
     for low, high, name in edges:
         body.paint(spine & (z >= low) & (z < high), bone, name)
@@ -336,7 +416,9 @@ def _draw_head(body: _Body, rng: np.random.Generator) -> None:
         return float(value * rng.uniform(1 - spread, 1 + spread))
 
     x, y, z = body.x, body.y, body.z
-    scalp = body.ellipsoid((0, 0, 5), (some(80, 0.05), some(98, 0.05), 92), power=2.2) | (body.ellipsoid((0, 22, -50), (62, 72, 75)) & (z < 10))
+    scalp = body.ellipsoid((0, 0, 5), (some(80, 0.05), some(98, 0.05), 92), power=2.2) | (
+        body.ellipsoid((0, 22, -50), (62, 72, 75)) & (z < 10)
+    )
     scalp |= body.tube([(0, -35, -70), (0, -40, -140)], 52)
     body.paint(scalp, some(-20, 0.9))
     outer = body.ellipsoid((0, -2, 8), (72, 90, 83), power=2.2) & (z > -52 - 0.25 * y)
@@ -360,7 +442,9 @@ def _draw_head(body: _Body, rng: np.random.Generator) -> None:
         body.paint(horn & inner, 6, f"{word} lateral ventricle")
         body.paint(body.ellipsoid((side * 32, 74, -30), (19, 19, 17)) & scalp, -80)
         body.paint(body.ellipsoid((side * 32, 78, -30), (12.5, 12.5, 12.5)), 12, f"{word} eyeball")
-    body.paint((body.ellipsoid((0, 80, -56), (17, 18, 20)) | body.ellipsoid((0, 30, -62), (14, 20, 14))) & scalp, -980)  # air of nose and throat
+    body.paint(
+        (body.ellipsoid((0, 80, -56), (17, 18, 20)) | body.ellipsoid((0, 30, -62), (14, 20, 14))) & scalp, -980
+    )  # air of nose and throat
     jaw = body.tube([(46, 10, -62), (42, 44, -100), (0, 82, -106), (-42, 44, -100), (-46, 10, -62)], 8)
     body.paint(jaw & scalp, some(800), "mandible")
     spine = body.ellipsoid((0, -42, -112), (17, 15, 60)) & (z < -56)

@@ -167,7 +167,7 @@ class ImageEncoder(nn.Module):
         c = config.channels
         self.stem = _Conv(IMAGE_CHANNELS, c[0])
         self.down = nn.ModuleList(_Conv(c[i], c[i + 1], stride=2) for i in range(4))
-        self.encode = nn.ModuleList(_Residual(c[i]) for i in range(5))
+        self.encode = nn.ModuleList(_Residual(c[i]) for i in range(1, 5))
         self.deep = _Residual(c[4])
         self.condition = nn.ModuleList(nn.Linear(CONDITIONS, c[i]) for i in range(5))
         self.lateral = nn.ModuleList(nn.Conv3d(c[i + 1], c[i], 1) for i in range(4))
@@ -179,7 +179,9 @@ class ImageEncoder(nn.Module):
         for i in range(5):
             if i:
                 x = self.down[i - 1](x)
-            x = self.encode[i](x + self.condition[i](conditions)[:, :, None, None, None])
+            x = x + self.condition[i](conditions)[:, :, None, None, None]
+            if i:
+                x = self.encode[i - 1](x)
             skips.append(x)
         x = self.deep(x)
         pooled = x.mean((2, 3, 4))
