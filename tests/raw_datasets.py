@@ -33,9 +33,12 @@ def label(shape: tuple[int, ...] = SHAPE_XYZ) -> NDArray[Any]:
 def write(path: Path, array: NDArray[Any], affine: NDArray[Any] | None = None, *, codes: tuple[int, int] = (1, 1)) -> None:
     """A NIfTI file; codes: (sform, qform)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(array, np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine)
-    image.header.set_sform(image.affine, codes[0])
-    image.header.set_qform(image.affine if codes[1] else None, codes[1])
+    affine = np.diag([1.0, 1.0, 2.0, 1.0]) if affine is None else affine
+    image = nib.Nifti1Image(array, affine)
+    image.header.set_sform(affine, codes[0])
+    image.header.set_qform(affine, codes[1])
+    if not any(codes):  # an image that has an affine would put its codes back
+        image = nib.Nifti1Image(array, None, image.header)
     nib.save(image, path)
 
 

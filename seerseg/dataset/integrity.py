@@ -221,15 +221,15 @@ def _compare_positions(found: _Findings, files: CaseFiles, label: Any, image: An
     distance = label.corner_distance_mm(image)
     if distance <= TOLERANCE_MM:
         return
-    voxel = min(image.spacing_zyx)
+    share = distance / min(image.spacing_zyx)
     apart = _apart(distance, label.shape_zyx, image.shape_zyx)
-    if distance <= 0.1 * voxel:
-        message = f"{files.label} lies beside its image by a little: {apart}, less than a tenth of a voxel."
-        found.add("warning", "position", files.id, message, "Nothing: the label is brought to the image by its position.")
+    if share < 0.5:
+        message = f"{files.label} lies beside its image by a little: {apart}, {share:.2g} of a voxel."
+        found.add("warning", "position", files.id, message, "Nothing need be done: labels are brought to the image by position.")
         return
     shape_differs = label.shape_zyx != image.shape_zyx
     field_apart = _field_distance_mm(label, image)
-    if shape_differs and field_apart <= 2 * max(*image.spacing_zyx, *label.spacing_zyx):
+    if shape_differs and field_apart < 0.6 * max(*image.spacing_zyx, *label.spacing_zyx):
         message = f"{files.label} is on another grid than its image ({apart}) with the same field of view."
         found.add(
             "warning",
