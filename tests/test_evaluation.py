@@ -421,7 +421,7 @@ class TestTables:
         found = summarise(about, rows)
         table = text_table(found)
         assert max(len(line) for line in table.splitlines()) <= 100
-        for needed in (
+        for needed in (  # wrapped lines are joined
             "split test (fold 0)",
             "bank frozen",
             "12 cases of 6 subjects",
@@ -430,7 +430,7 @@ class TestTables:
             "1 mm (liver 3)",
             "Free text less label",
         ):
-            assert needed in table
+            assert needed in " ".join(table.split())
         overall = found.summary("free text")
         assert overall.macro_dice == pytest.approx(np.mean([found.summary("free text", t).dice.mean for t in {r.target for r in rows}]))
 
@@ -443,3 +443,96 @@ class TestTables:
         (cost, _) = summarise(About("d", "p"), rows).costs
         assert cost.difference.mean == pytest.approx(-0.1)
         assert cost.difference.cases == 1
+
+
+class TestCommand:
+    """seerseg_evaluate as typed."""
+
+    @pytest.fixture
+    def run(self, monkeypatch, raw):
+        from click.testing import CliRunner
+
+        from seerseg.cli.evaluate import evaluate as command
+
+        monkeypatch.setenv("seerseg_raw", str(raw.parent))
+
+        def run(*words):
+            return CliRunner().invoke(command, [str(w) for w in words], catch_exceptions=False)
+
+        return run
+
+    def test_requests_of_a_dataset(self, run, raw, tmp_path):
+        predict_perfectly(raw, tmp_path / "out")
+        done = run("-d", 9, "-i", tmp_path / "out", "-np", 1, "--csv", tmp_path / "rows.csv", "--tolerance_mm", 2, "left lung=1")
+        assert done.exit_code == 0, done.output
+        assert "Answered with the target's name: 100.0%" in done.output
+        assert "NSD at 2 mm (left lung 1)" in done.output
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["schema"] == 1
+        assert len(summary["rows"]) == len((tmp_path / "rows.csv").read_text().splitlines()) - 1 == 32
+        again = run("-d", "Dataset009_Boxes", "-i", tmp_path / "out", "--json", "-o", tmp_path / "here.json", "--cases", "a", "b")
+        assert {r["case"] for r in json.loads(again.stdout)["rows"]} == {"a", "b"}
+        assert (tmp_path / "here.json").is_file()
+
+    def test_label_maps_as_nnunet_users_type_it(self, run, raw, tmp_path):
+        predict_perfectly(raw, tmp_path / "out")
+        gt = raw / "labelsTr"
+        for words in (("-l", 1, 2), ("-djfile", raw / "dataset.json", "-pfile", "plans.json", "-np", 2), ("-l", 1, 2, "-il", 3, "--chill")):
+            done = run(gt, tmp_path / "out", *words)
+            assert done.exit_code == 0, done.output
+            assert "7" in done.output
+        assert json.loads((tmp_path / "out" / "summary.json").read_text())["foreground_mean"]["Dice"] == 1.0
+
+    def test_a_dataset_without_case_files_is_compared_by_value(self, run, raw, tmp_path):
+        predict_perfectly(raw, tmp_path / "out")
+        for file in (tmp_path / "out").glob("*.json"):
+            file.unlink()
+        done = run("-d", 9, "-i", tmp_path / "out")
+        assert done.exit_code == 0, done.output
+        assert " map " in done.output
+
+    def test_exit_codes(self, run, raw, tmp_path):
+        out = tmp_path / "out"
+        predict_perfectly(raw, out)
+        (tmp_path / "empty").mkdir()
+        assert run("-d", 9, "-i", tmp_path / "empty").exit_code == 4
+        for words in (
+            ("-d", 9),
+            ("-d", 9, "-i", tmp_path / "nowhere"),
+            ("-d", 8, "-i", out),
+            (out,),
+            (out, out),
+            (out, out, "-l", 1, "--split", "test"),
+            ("-d", 9, "-i", out, "-l", 1),
+            ("-d", 9, "-i", out, "--tolerance_mm", "left lugn=1"),
+            ("-d", 9, "-i", out, "--tolerance_mm", "-1"),
+            ("-d", 9, "-i", out, "--cases", "z"),
+            ("-d", 9, "-i", out, "--split", "test"),  # two subjects only: no test cases
+            ("-d", 9, "-i", out, "--split", "val", "-f", 7),
+        ):
+            done = run(*words)
+            assert done.exit_code == 2, (words, done.output)
+            assert "Traceback" not in done.output
+        (out / "b.nii.gz").write_bytes(b"no image")
+        done = run("-d", 9, "-i", out)
+        assert done.exit_code == 3
+        assert "b.nii.gz" in done.output
+        (out / "b.json").unlink()
+        done = run("-d", 9, "-i", out)
+        assert done.exit_code == 1
+        assert "--chill" in done.output
+        assert run("-d", 9, "-i", out, "--chill").exit_code == 0
+        (tmp_path / "list.json").write_text("[1]")
+        assert run(out, out, "-djfile", tmp_path / "list.json").exit_code == 1
+
+    def test_help_is_light(self):
+        import subprocess
+        import sys
+
+        code = (
+            "import sys\nfrom seerseg.cli.evaluate import evaluate\n"
+            "try:\n    evaluate(['--help'])\nexcept SystemExit:\n    pass\n"
+            "print([m for m in ('torch', 'numpy', 'scipy', 'nibabel', 'matplotlib') if m in sys.modules])"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert done.stdout.rstrip().endswith("[]")

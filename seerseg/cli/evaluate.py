@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from seerseg.cli.options import Progress, command, folder_options, json_option, option, print_json, several
-from seerseg.errors import DatasetError, RequestError, SomeCasesFailedError, UsageError
+from seerseg.errors import DatasetError, RequestError, SomeCasesFailedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from seerseg.dataset import RawDataset
@@ -35,6 +36,7 @@ _EPILOG = (
 @option("--label_maps", is_flag=True, help="With -d: compare label maps value by value, whatever requests there are.")
 @several("-l", "--labels", type=int, metavar="N...", help="Label values to compare (GT_FOLDER form).")
 @option("-djfile", "--dataset_json", metavar="FILE", help="dataset.json that names the labels (GT_FOLDER form).")
+@option("-pfile", "--plans_file", hidden=True, help="Taken so that an nnU-Net line works as it is; not needed.")
 @option("-il", "--ignore_label", type=int, metavar="N", help="Value in the references that counts neither way.")
 @several("--tolerance_mm", metavar="MM...", help="NSD tolerance; one per target as NAME=MM. Default: 1.")
 @option("--lesions", is_flag=True, help="Lesion-wise F1, precision, recall and detection rate too.")
@@ -48,6 +50,10 @@ _EPILOG = (
 @json_option
 def evaluate(folders: tuple[str, ...], as_json: bool, output: str | None, **given: Any) -> None:
     """Score masks: Dice, NSD and HD95 in mm, volumes; stability over paraphrases; what free text costs; absent targets."""
+    if given["report_file"]:
+        from seerseg.report.plots import require_matplotlib
+
+        require_matplotlib()  # said before the scoring, not after
     predictions, dataset, references = _sources(folders, given)
     found = _score(predictions, dataset, references, given)
     _write(found, predictions, dataset, references, output, given)
@@ -113,11 +119,13 @@ def _score(predictions: Path, dataset: RawDataset | None, references: References
 
     default, tolerances = _tolerances(given["tolerance_mm"], references)
     cases = _cases(dataset, references, given)
-    with Progress(0, "Scored cases") as bar:
+    with ExitStack() as stack:
+        bars: list[Progress] = []
 
         def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.step()
+            if not bars:
+                bars.append(stack.enter_context(Progress(total, "Scored cases")))
+            bars[0].step()
 
         settings: dict[str, Any] = {
             "cases": cases,
@@ -133,13 +141,14 @@ def _score(predictions: Path, dataset: RawDataset | None, references: References
         }
         if given["requests_file"] is None and (dataset is None or given["label_maps"] or not holds_requests(predictions, references)):
             return evaluate_label_maps(predictions, references, **settings)
-        own = dataset.requests if dataset is not None else []
-        requests = read_requests(Path(given["requests_file"])) if given["requests_file"] else own
-        unknown = sorted({r.case for r in requests} - set(dataset.cases) - set(dataset.test_cases)) if dataset is not None else []
-        if unknown:
-            raise RequestError(
-                f"The requests name case {unknown[0]!r}, which {references.name} does not hold. Mend the file or choose another."
-            )
+        requests = read_requests(Path(given["requests_file"])) if given["requests_file"] else dataset.requests if dataset else []
+        if dataset is not None:
+            unknown = sorted({r.case for r in requests} - set(dataset.cases) - set(dataset.test_cases))
+            if unknown:
+                raise RequestError(
+                    f"The requests name case {unknown[0]!r}, which {references.name} does not hold."
+                    f"{did_you_mean(unknown[0], dataset.cases)} Mend the file or choose another dataset."
+                )
         prompts = label_prompts(dataset) if dataset is not None else []
         return evaluate_requests(predictions, references, requests, optional=prompts, **settings)
 
@@ -170,8 +179,6 @@ def _cases(dataset: RawDataset | None, references: References, given: dict[str, 
         known = set(references.files) | (set(dataset.cases) | set(dataset.test_cases) if dataset is not None else set())
         for case in given["cases"]:
             if case not in known:
-                from seerseg.errors import did_you_mean
-
                 raise UsageError(f"{references.name} holds no case {case!r}.{did_you_mean(case, known)}")
         chosen = [c for c in given["cases"] if chosen is None or c in chosen]
     return chosen
@@ -185,7 +192,6 @@ def _is_set(variable: str) -> bool:
 
 def _tolerances(given: Sequence[str], references: References) -> tuple[float, dict[str, float]]:
     """The default tolerance in mm, and those of single targets."""
-    from seerseg.errors import did_you_mean
     from seerseg.metrics import DEFAULT_TOLERANCE_MM
 
     default, own = DEFAULT_TOLERANCE_MM, {}
@@ -214,17 +220,16 @@ def _write(
     from seerseg.evaluation import write_csv
     from seerseg.paths import write_json
 
+    if given["overlay"] or given["report_file"]:
+        from seerseg.report import write_overlays, write_report
+
     target = Path(output) if output else predictions / "summary.json"
     write_json(target / "summary.json" if target.is_dir() else target, found.to_json())
     if given["csv_file"]:
         write_csv(Path(given["csv_file"]), found.rows)
     pictures: dict[str, Path] = {}
     if given["overlay"]:
-        from seerseg.report import write_overlays
-
         images = {c.id: c.images for c in (*dataset.cases.values(), *dataset.test_cases.values())} if dataset is not None else {}
         pictures = write_overlays(Path(given["overlay"]), found, predictions, references, images)
     if given["report_file"]:
-        from seerseg.report import write_report
-
         write_report(Path(given["report_file"]), found, pictures)

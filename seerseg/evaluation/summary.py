@@ -17,7 +17,6 @@ def summarise(about: About, rows: Sequence[Row], *, missing: Sequence[str] = (),
     pairs = case_targets(rows)
     present = [r for r in rows if r.truth == "present" and r.scores is not None]
     free = [r for r in present if r.kind == "free text"]
-    languages = _groups(free, lambda r: r.language_split)
     return Evaluation(
         about=about,
         rows=tuple(rows),
@@ -25,8 +24,8 @@ def summarise(about: About, rows: Sequence[Row], *, missing: Sequence[str] = (),
         summaries=tuple(_summaries(pairs, present)),
         costs=tuple(_costs(pairs)),
         absent=_absent([r for r in rows if r.truth == "absent" and r.scores is not None]),
-        styles=tuple(_groups(free, lambda r: r.style)),
-        languages=tuple(languages) if len(languages) > 1 or any(g.name != "(none)" for g in languages) else (),
+        styles=tuple(_groups([r for r in free if r.style], lambda r: r.style)),
+        languages=tuple(_groups([r for r in free if r.language_split], lambda r: r.language_split)),
         missing=tuple(missing),
         faults=tuple(faults),
     )
@@ -152,7 +151,7 @@ def _absent(rows: Sequence[Row]) -> Absent | None:
 def _groups(rows: Sequence[Row], name_of: Callable[[Row], str]) -> list[Group]:
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
-        groups[name_of(row) or "(none)"].append(row)
+        groups[name_of(row)].append(row)
     out = []
     for name, members in sorted(groups.items()):
         pairs: dict[tuple[str, str], list[float]] = defaultdict(list)

@@ -51,7 +51,7 @@ def _header(evaluation: Evaluation) -> str:
     where = f"split {about.split}" + (f" (fold {about.fold})" if about.fold is not None else "")
     lines = [
         f"{about.dataset}, {where}: {_count(len(evaluation.rows), 'row')} from {_count(evaluation.cases, 'case')} "
-        f"of {_count(evaluation.subjects, 'subject')}"
+        f"of {_count(evaluation.subjects, 'subject')}{language_note(evaluation)}"
     ]
     if about.model:
         parts = [f"{k} {about.model[k]}" for k in ("reasoner", "segmenter", "protocol", "plans", "seed") if about.model.get(k) is not None]
@@ -66,6 +66,12 @@ def _header(evaluation: Evaluation) -> str:
     if about.reference_note:
         lines.append(f"Reference labels: {about.reference_note}")
     return _wrapped(lines)
+
+
+def language_note(evaluation: Evaluation) -> str:
+    """ ", test language": which language splits the free-text requests are of, "" when they do not say."""
+    names = [g.name for g in evaluation.languages]
+    return f", {' and '.join(names)} language" if names else ""
 
 
 def _tolerance(evaluation: Evaluation) -> str:
@@ -152,7 +158,7 @@ def _sentences(evaluation: Evaluation) -> str:
         said = f"; answered as absent: {a.answered_absent}" if any(r.status != "mask" for r in evaluation.rows) else ""
         share = f"{a.false_positives} ({a.false_positives / a.requests:.1%})"
         lines.append(f"Absent targets: {_count(a.requests, 'request')}; drawn nevertheless: {share}{ml}{said}.")
-    if evaluation.languages:
+    if len(evaluation.languages) > 1:
         shown = ", ".join(f"{g.name} {g.dice:.3f} ({g.requests})" for g in evaluation.languages)
         lines.append(f"Free-text Dice by language split (requests): {shown}.")
     unknown = sum(r.truth == "unknown" for r in evaluation.rows)

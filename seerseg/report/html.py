@@ -13,11 +13,13 @@ from seerseg import __version__
 from seerseg.errors import NothingToDoError, OutputError
 from seerseg.evaluation import Cost, Evaluation, Group, Row, Summary
 from seerseg.evaluation.records import KINDS
+from seerseg.evaluation.tables import language_note
 from seerseg.metrics import SURFACE_RULE
 from seerseg.paths import read_json, write_text
 from seerseg.report.plots import pair_order, require_matplotlib, robustness_svg
 
-_THUMBNAIL_PX = 760
+_THUMBNAIL_PX = 900
+_MOST_PICTURES = 24
 _WORST_SHOWN = 12
 _RUN_SCHEMA = 1
 
@@ -57,7 +59,8 @@ def write_report(path: Path, evaluation: Evaluation, pictures: Mapping[str, Path
     require_matplotlib()
     about = evaluation.about
     where = f"split {about.split}" + (f", fold {about.fold}" if about.fold is not None else "")
-    subtitle = f"{where} &middot; {evaluation.cases} cases of {evaluation.subjects} subjects &middot; {len(evaluation.rows)} rows"
+    counted = f"{evaluation.cases} cases of {evaluation.subjects} subjects &middot; {len(evaluation.rows)} rows"
+    subtitle = f"{where} &middot; {counted}{escape(language_note(evaluation))}"
     parts = [f"<h1>{escape(about.dataset)}</h1>", f'<p class="soft">{subtitle}</p>', _about(evaluation), _cards(evaluation)]
     parts.append(_section("Targets", _targets(evaluation.summaries)))
     plot = robustness_svg(evaluation)
@@ -65,12 +68,16 @@ def write_report(path: Path, evaluation: Evaluation, pictures: Mapping[str, Path
         note = "Each column is a case. The line runs from the mean over its paraphrases down to the worst one."
         parts.append(_section("Robustness to wording", f'<p class="soft">{note}</p>{plot}'))
     for title, groups in (("Style of request", evaluation.styles), ("Language split", evaluation.languages)):
-        if groups:
+        if groups and (groups is evaluation.styles or len(groups) > 1):
             parts.append(_section(title, _bars(groups)))
     parts.append(_section("Lowest Dice", _worst(evaluation)))
     if pictures:
         note = "Green: reference. Magenta: prediction. Yellow: both. The patient's right is on the left in axial and coronal slices."
-        shots = "".join(_figure(file, case) for case, file in pictures.items())
+        first = [c for c in dict.fromkeys(p.case for p in pair_order(evaluation)) if c in pictures]
+        chosen = [*first, *(c for c in pictures if c not in first)][:_MOST_PICTURES]
+        if len(chosen) < len(pictures):
+            note += f" The {len(chosen)} cases with the lowest Dice, of {len(pictures)}."
+        shots = "".join(_figure(pictures[case], case) for case in chosen)
         parts.append(_section("Overlays", f'<p class="soft">{note}</p><div class="shots">{shots}</div>'))
     left_out = [*(f"Not predicted: {m}" for m in evaluation.missing), *evaluation.faults]
     if left_out:

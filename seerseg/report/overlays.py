@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ BOTH_COLOUR = (255, 240, 120)
 _TILE_PX = 336
 _MARGIN_MM = 20.0
 _MARGIN_SHARE = 0.35
+_AIR_HU, _LUNG_BELOW_HU, _BONE_ABOVE_HU = -500.0, -300.0, 180.0
+_LUNG_WINDOW, _SOFT_WINDOW, _BONE_WINDOW = (-600.0, 1500.0), (40.0, 400.0), (400.0, 1800.0)
 
 
 def write_overlays(
@@ -109,13 +111,14 @@ def _cut(text: str, width: int = 40) -> str:
 
 def _planes(volume: Volume, truth: NDArray[np.bool_], drawn: NDArray[np.bool_]) -> list[Pixels]:
     """Three tiles: axial, coronal, sagittal."""
+    window = _window(volume, truth | drawn)
     volume, truth, drawn = _zoomed(volume, truth, drawn)
     tiles = []
     for axis, plane in enumerate(PLANES):
         counted = truth if truth.any() else drawn
         areas = counted.sum(axis=tuple(a for a in range(3) if a != axis))
         index = int(areas.argmax()) if areas.any() else counted.shape[axis] // 2
-        view = render_slice(volume, ViewSpec(plane=plane, size_px=_TILE_PX, window="volume"), index)
+        view = render_slice(volume, ViewSpec(plane=plane, size_px=_TILE_PX, window=window), index)
         pixels = view.pixels.copy()
         edges = [_outline(mask_pixels(np.take(m, index, axis=axis), view.map, _TILE_PX)) for m in (truth, drawn)]
         pixels[edges[0]] = REFERENCE_COLOUR
@@ -123,6 +126,14 @@ def _planes(volume: Volume, truth: NDArray[np.bool_], drawn: NDArray[np.bool_]) 
         pixels[edges[0] & edges[1]] = BOTH_COLOUR
         tiles.append(pixels)
     return tiles
+
+
+def _window(volume: Volume, shown: NDArray[np.bool_]) -> Literal["volume"] | tuple[float, float]:
+    """For what looks like Hounsfield units the lung or the soft-tissue window, by what is inside the masks; else percentiles."""
+    if volume.modality not in (None, "CT") or volume.percentiles["min"] > _AIR_HU:
+        return "volume"
+    inside = float(np.median(volume.array[shown])) if shown.any() else 0.0
+    return _LUNG_WINDOW if inside < _LUNG_BELOW_HU else _BONE_WINDOW if inside > _BONE_ABOVE_HU else _SOFT_WINDOW
 
 
 def _zoomed(volume: Volume, truth: NDArray[np.bool_], drawn: NDArray[np.bool_]) -> tuple[Volume, NDArray[np.bool_], NDArray[np.bool_]]:
