@@ -210,6 +210,18 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
     assert read_volume(folder).array.shape == (3, 40, 40)
 
 
+def test_contours_and_reports_beside_the_slices_are_passed_over(tmp_path: Path) -> None:
+    folder = write_series(tmp_path, noise())
+    for name, uid in (("rtstruct.dcm", "1.2.840.10008.5.1.4.1.1.481.3"), ("report", "1.2.840.10008.5.1.4.1.1.88.11")):
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = uid, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        data = FileDataset(str(folder / name), {}, file_meta=meta, preamble=b"\0" * 128)
+        data.SOPClassUID, data.SOPInstanceUID, data.SeriesInstanceUID, data.Modality = uid, generate_uid(), "9.9", "RTSTRUCT"
+        data.save_as(folder / name, enforce_file_format=True)
+    assert read_volume(folder).array.shape == noise().shape
+
+
 def test_compressed_series(tmp_path: Path) -> None:
     voxels = noise((3, 64, 64))
     folder = write_series(tmp_path, voxels)

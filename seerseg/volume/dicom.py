@@ -19,6 +19,7 @@ TILT_TOLERANCE_DEG = 0.2
 GAP_TOLERANCE = 0.05
 GAP_TOLERANCE_MM = 0.02
 _MODALITIES = {"PT": "PET"}
+_NO_IMAGES = tuple(b"1.2.840.10008.5.1.4.1.1." + kind for kind in (b"481.", b"88.", b"11.", b"104.", b"66"))
 _LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 
 
@@ -75,6 +76,14 @@ def open_dicom(path: Path) -> Stored:
     return Stored(path, grid, source, lambda: _decode(path, slices, shape_xyz), _MODALITIES.get(first.modality, first.modality) or None)
 
 
+def _holds_no_image(path: Path) -> bool:
+    """Whether a DICOM file that GDCM cannot read is of a class without slices: contours, plans, reports, documents, raw data."""
+    with path.open("rb") as file:
+        block = file.read(1024)
+    start = block.find(b"\x02\x00\x02\x00UI")
+    return start >= 0 and block[start + 8 :].startswith(_NO_IMAGES)
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith(".") and p.name.upper() != "DICOMDIR")
 
@@ -113,6 +122,8 @@ def _read_slice(path: Path) -> _Slice | None:
         reader.ReadImageInformation()
     except RuntimeError:
         if is_dicom_file(path):
+            if _holds_no_image(path):
+                return None
             raise ImageError(f"{path} is a damaged DICOM file, or holds no image. Copy it again or take it out of the folder.") from None
         return None
 

@@ -15,7 +15,7 @@ from seerseg.volume.dicom import is_dicom_file, is_dicom_folder, open_dicom
 from seerseg.volume.grid import Grid, SourceGeometry, Volume
 from seerseg.volume.itk import open_metaimage, open_nrrd, open_picture, segmentation_names
 from seerseg.volume.nifti import open_nifti, read_legend, write_nifti
-from seerseg.volume.orientation import check_overlap, lattice_map, source_of
+from seerseg.volume.orientation import canonical_grid, check_overlap, lattice_map, source_of
 from seerseg.volume.resampling import resample
 from seerseg.volume.stored import Stored, canonical_integers, canonical_intensities
 
@@ -44,10 +44,13 @@ def open_stored(path: str | Path, *, labels: bool = False) -> Stored:
     """Read the header of any supported image; ImageError or GeometryError with a sentence when that is impossible."""
     path = Path(path)
     ending = _ending(path)
-    if path.is_dir() or (ending is None and is_dicom_file(path)):
-        return open_dicom(path)
-    if not path.is_file():
-        raise ImageError(f"There is no file {path}.")
+    try:
+        if path.is_dir() or (ending is None and is_dicom_file(path)):
+            return open_dicom(path)
+        if not path.is_file():
+            raise ImageError(f"There is no file {path}.")
+    except OSError as error:
+        raise ImageError(f"Cannot read {path}: {error.strerror}.") from error
     if ending in (".nii", ".nii.gz"):
         return open_nifti(path)
     if ending in (".nrrd", ".nhdr", ".seg.nrrd"):
@@ -87,33 +90,36 @@ def read_case(
     volumes: list[Volume] = []
     for channel, path in enumerate(paths):
         volume = read_volume(path, channel=channel, modality=modalities[channel] if modalities else None, name=name)
-        if volumes and not volume.grid.close_to(volumes[0].grid):
-            volume = _onto(volume, volumes[0], Path(path), Path(paths[0]), resample_channels)
-        volumes.append(volume)
+        volumes.append(_onto(volume, volumes[0], path, paths[0], resample_channels) if volumes else volume)
     return volumes
 
 
 def _onto(volume: Volume, first: Volume, path: Path, first_path: Path, allowed: bool) -> Volume:
-    lattice = lattice_map(volume.grid, first.grid)
-    if lattice is not None and volume.grid.size == first.grid.size and volume.grid.diagonal_mm == first.grid.diagonal_mm:
-        array = lattice.place(volume.array, first.grid.shape_zyx)
-        return replace(volume, array=np.ascontiguousarray(array), grid=first.grid)
-    if not allowed:
-        distance = volume.grid.corner_distance_mm(first.grid)
-        how = (
-            f"their corners are up to {distance:.3g} mm apart"
-            if np.isfinite(distance)
-            else f"shapes (z, y, x) {volume.grid.shape_zyx} and {first.grid.shape_zyx}"
-        )
-        raise GeometryError(
-            f"{path} and {first_path} are channels of one case but lie on different grids ({how}). "
-            "Resample them to one grid, or use --resample_channels to resample to the first channel."
-        )
-    check_overlap(volume.grid, first.grid, str(path))
-    array = resample(volume.array, volume.grid, first.grid, order=1)
-    assert volume.source is not None
-    source = replace(volume.source, notes=(*volume.source.notes, "resampled to the grid of channel 0"))
-    return replace(volume, array=array, grid=first.grid, source=source)
+    """A further channel on the first channel's grid."""
+    array, source = volume.array, volume.source
+    if not volume.grid.close_to(first.grid):
+        lattice = lattice_map(volume.grid, first.grid)
+        if lattice is not None and lattice.covers(volume.grid.shape_zyx, first.grid.shape_zyx):
+            array = np.ascontiguousarray(lattice.place(volume.array, first.grid.shape_zyx))
+        elif not allowed:
+            raise GeometryError(
+                f"{path} and {first_path} are channels of one case but lie on different grids ({_difference(volume.grid, first.grid)}). "
+                "Resample them to one grid, or use --resample_channels to resample to the first channel."
+            )
+        else:
+            check_overlap(volume.grid, first.grid, str(path))
+            array = resample(volume.array, volume.grid, first.grid, order=1)
+            if source is not None and first.source is not None:
+                source = replace(first.source, notes=(*source.notes, "resampled to the grid of channel 0"))
+    return Volume(array, first.grid, volume.modality, volume.channel, source, volume.name)
+
+
+def _difference(grid: Grid, other: Grid) -> str:
+    distance = grid.corner_distance_mm(other)
+    if np.isfinite(distance):
+        return f"their corners are up to {distance:.3g} mm apart"
+    shapes = " and ".join("x".join(map(str, g.shape_zyx)) for g in (grid, other))
+    return f"{shapes} voxels in z, y, x; their centres {np.linalg.norm(grid.corners_mm.mean(0) - other.corners_mm.mean(0)):.3g} mm apart"
 
 
 def read_labels(path: str | Path, like: Grid | None = None) -> tuple[NDArray[Any], Grid]:
@@ -176,8 +182,6 @@ def write_volume(volume: Volume, path: str | Path, *, as_source: bool = False) -
 
 
 def _check_source(grid: Grid, source: SourceGeometry, path: Path) -> None:
-    from seerseg.volume.orientation import canonical_grid
-
     expected = canonical_grid(source.shape_xyz, source.affine, source.orientation)
     if not grid.close_to(expected):
         raise GeometryError(

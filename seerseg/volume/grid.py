@@ -174,7 +174,7 @@ class Volume:
     channel: int = 0
     source: SourceGeometry | None = None
     name: str = ""
-    _hash: list[str] = field(default_factory=list, repr=False)
+    _hash: list[str] = field(default_factory=list, init=False, repr=False)  # not copied by dataclasses.replace
 
     def __post_init__(self) -> None:
         if tuple(self.array.shape) != self.grid.shape_zyx:
@@ -192,7 +192,7 @@ class Volume:
 
     def read_slice(self, axis: int, index: int) -> NDArray[Any]:
         """The 2D array at `index` of array axis `axis` (0 z: (Y, X), 1 y: (Z, X), 2 x: (Z, Y)), no copy."""
-        return np.asarray(np.take(self.array, index, axis=axis) if axis else self.array[index])
+        return np.asarray(self.array[(slice(None),) * axis + (index,)])
 
     @cached_property
     def percentiles(self) -> dict[str, float]:

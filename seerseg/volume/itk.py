@@ -184,7 +184,8 @@ def _decoder(path: Path) -> Callable[[], Voxels]:
 
         image = _read_itk(path)
         raw = sitk.GetArrayViewFromImage(image).T
-        return Voxels(raw.reshape((*raw.shape, 1, 1)[: max(3, raw.ndim)])[(slice(None),) * 3 + (0,) * max(0, raw.ndim - 3)], keep=image)
+        raw = raw[:, :, None] if raw.ndim == 2 else raw
+        return Voxels(raw[(..., *[0] * (raw.ndim - 3))], keep=image)
 
     return decode
 

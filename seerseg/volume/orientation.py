@@ -71,25 +71,32 @@ class LatticeMap:
     signs: tuple[int, int, int]
     offset: tuple[int, int, int]
 
-    def place(self, array_zyx: NDArray[Any], shape_zyx: tuple[int, int, int]) -> NDArray[Any]:
+    def corner(self, shape_zyx: tuple[int, int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Lowest target index (z, y, x) and extent of a source array of this shape once it is turned."""
+        low, extent = np.array(self.offset), np.zeros(3, dtype=np.intp)
+        for source, (target, sign) in enumerate(zip(self.axes, self.signs, strict=True)):
+            extent[target] = shape_zyx[2 - source]
+            low[target] -= extent[target] - 1 if sign < 0 else 0
+        return low[::-1], extent[::-1]
+
+    def covers(self, shape_zyx: tuple[int, int, int], to_shape_zyx: tuple[int, int, int]) -> bool:
+        """Whether source and target hold the very same voxels."""
+        low, extent = self.corner(shape_zyx)
+        return not low.any() and tuple(extent) == tuple(to_shape_zyx)
+
+    def place(self, array_zyx: NDArray[Any], to_shape_zyx: tuple[int, int, int]) -> NDArray[Any]:
         """The array on the target grid: exact, zero where the source does not reach, cut where it reaches beyond; a view
-        where the two fields of view are equal."""
-        axes, signs = np.array(self.axes), np.array(self.signs)
-        moved = to_canonical(array_zyx.T, np.stack([axes, signs], axis=1).astype(np.float64))
-        extent = np.array(moved.shape[::-1])
-        low = np.array(self.offset)
-        for source, target in enumerate(self.axes):
-            if signs[source] < 0:
-                low[target] -= extent[target] - 1
-        lo_zyx, size = low[::-1], np.array(moved.shape)
-        shape = np.array(shape_zyx)
-        if (lo_zyx == 0).all() and (size == shape).all():
+        where both hold the same voxels."""
+        moved = to_canonical(array_zyx.T, np.array([self.axes, self.signs], dtype=np.float64).T)
+        shape = array_zyx.shape
+        low, extent = self.corner((shape[0], shape[1], shape[2]))
+        if self.covers((shape[0], shape[1], shape[2]), to_shape_zyx):
             return moved
-        out = np.zeros(shape_zyx, dtype=array_zyx.dtype)
-        start, stop = np.maximum(lo_zyx, 0), np.minimum(lo_zyx + size, shape)
+        out = np.zeros(to_shape_zyx, dtype=array_zyx.dtype)
+        start, stop = np.maximum(low, 0), np.minimum(low + extent, to_shape_zyx)
         if (stop > start).all():
             inner = tuple(slice(int(a), int(b)) for a, b in zip(start, stop, strict=True))
-            outer = tuple(slice(int(a), int(b)) for a, b in zip(start - lo_zyx, stop - lo_zyx, strict=True))
+            outer = tuple(slice(int(a), int(b)) for a, b in zip(start - low, stop - low, strict=True))
             out[inner] = moved[outer]
         return out
 
