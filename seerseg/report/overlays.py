@@ -149,7 +149,7 @@ def _zoomed(volume: Volume, truth: NDArray[np.bool_], drawn: NDArray[np.bool_]) 
         hi.append(min(n, s.stop + margin))
     cut = tuple(slice(a, b) for a, b in zip(lo, hi, strict=True))
     grid = volume.grid.crop((lo[0], lo[1], lo[2]), (hi[0], hi[1], hi[2]))
-    return replace(volume, array=volume.array[cut], grid=grid, _hash=[]), truth[cut], drawn[cut]
+    return replace(volume, array=volume.array[cut], grid=grid), truth[cut], drawn[cut]
 
 
 def _outline(shown: NDArray[np.bool_]) -> NDArray[np.bool_]:
