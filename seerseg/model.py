@@ -149,6 +149,8 @@ class Model:
 
 def resolve_device(name: str) -> str:
     """ "auto" as "cuda", "mps" or "cpu", whichever torch finds first; UsageError for a device that is not there."""
+    if name == "cpu":
+        return name  # without torch: not every segmenter and reasoner needs it
     import torch
 
     if name == "auto":
