@@ -182,6 +182,19 @@ def test_sform_before_qform_before_assumption(tmp_path: Path) -> None:
             assert (header[name] == mask[name]).all(), name
 
 
+def test_a_broken_qform_counts_only_without_an_sform(tmp_path: Path) -> None:
+    path = nifti(tmp_path / "a.nii", ramp(), qform=1)
+    raw = bytearray(path.read_bytes())
+    raw[256:268] = np.array([3, 4, 5], "<f4").tobytes()
+    raw[123] = 1
+    path.write_bytes(raw)
+    assert read_grid(path)[1].notes == ("the header says metres or micrometres; coordinates were read as millimetres",)
+    raw[254:256] = b"\0\0"
+    path.write_bytes(raw)
+    with pytest.raises(GeometryError, match=r"a\.nii has a qform that is no rotation"):
+        read_grid(path)
+
+
 @pytest.mark.parametrize("row", [[0, 0, 0, 0], [np.nan, 0, 0, 0], [np.inf, 0, 0, 0], [1e30, 0, 0, 0], [0, 1, 0, 0]])
 def test_singular_and_infinite_affines_are_refused(tmp_path: Path, row: Any) -> None:
     path = nifti(tmp_path / "a.nii", ramp())
@@ -433,6 +446,35 @@ def test_truncated_nrrd_and_metaimage(tmp_path: Path) -> None:
                 read_volume(tmp_path / name)
 
 
+def test_damaged_text_headers(tmp_path: Path) -> None:
+    for lines, word in (
+        (["space: LPS", "space directions: (1,0,0) (0,1,0)"], "damaged NRRD header"),
+        (["kinds: domain domain"], "3 sizes but kinds domain domain"),
+        (["space: LPS", "space directions: (1,0,0) (2,0,0) (0,0,1)"], "singular or not finite"),
+        (["space: LPS", "space directions: (1,0,0) (0,nan,0) (0,0,1)"], "singular or not finite"),
+    ):
+        with pytest.raises(ImageError, match=rf"a\.nrrd .*{word}"):
+            read_grid(nrrd(tmp_path / "a.nrrd", ramp(), *lines))
+    meta = "NDims = 3\nDimSize = 6 5 4\n{}\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    for line, word in (
+        ("ElementSpacing = 1 1", "2 numbers where 3 belong"),
+        ("TransformMatrix = 1 0 0 0 1 0", "damaged MetaImage header"),
+        ("TransformMatrix = 1 0 0 1 0 0 0 0 1", "singular or not finite"),
+        ("NDims = 2", "NDims is 2, DimSize has 3"),
+        ("ElementNumberOfChannels = 2", "holds 2 values per voxel"),
+    ):
+        (tmp_path / "a.mha").write_bytes(meta.format(line).encode() + ramp().tobytes())
+        with pytest.raises(ImageError, match=rf"a\.mha .*{word}"):
+            read_grid(tmp_path / "a.mha")
+    (tmp_path / "a.mha").write_bytes(meta.format("Comment = x").encode() + ramp().tobytes())
+    assert read_grid(tmp_path / "a.mha")[1].laterality == "assumed"
+    (tmp_path / "a.mhd").write_text(meta.format("Comment = x").replace("LOCAL", "gone.raw"))
+    (tmp_path / "a.nhdr").write_text("NRRD0004\ntype: int16\ndimension: 3\nsizes: 6 5 4\nendian: little\nencoding: raw\ndata file: gone.raw\n\n")
+    for name in ("a.mhd", "a.nhdr"):
+        with pytest.raises(ImageError, match=rf"{name} is damaged"):
+            read_volume(tmp_path / name)
+
+
 def test_slicer_segmentations(tmp_path: Path) -> None:
     """One layer over a part of the scan; two layers that share values; the layout of Slicer 4.10 without layers and values."""
     where = ("space: LPS", "space directions: (-1,0,0) (0,-1,0) (0,0,1)", "space origin: (0,0,0)")
@@ -457,6 +499,9 @@ def test_slicer_segmentations(tmp_path: Path) -> None:
         assert read_segmentation_names(path) == {1: "s0", 2: "s1"}
         with pytest.raises(ImageError, match="2 values per voxel"):
             read_volume(path)
+    beyond = nrrd(tmp_path / "far.seg.nrrd", layers, *four, "Segment0_Name:=s0", "Segment0_Layer:=7")
+    with pytest.raises(ImageError, match="names segment 's0' in layer 7, which it does not hold"):
+        read_labels(beyond)
 
 
 def test_the_chest_of_slicerio(ct_chest: Path, tmp_path: Path) -> None:

@@ -169,18 +169,13 @@ def _data_type(path: Path, header: Any) -> np.dtype[Any]:
 
 def _position(path: Path, header: Any) -> tuple[Float, str, tuple[str, ...]]:
     """(affine, laterality, notes): the sform if its code > 0, else the qform if its code > 0, else an assumption."""
-    from nibabel.spatialimages import HeaderDataError
-
     notes: list[str] = []
     if int(header["xyzt_units"]) & 7 in (1, 3):
         notes.append("the header says metres or micrometres; coordinates were read as millimetres")
-    try:
-        sform = np.asarray(header.get_sform(), dtype=np.float64) if int(header["sform_code"]) > 0 else None
-        qform = np.asarray(header.get_qform(), dtype=np.float64) if int(header["qform_code"]) > 0 else None
-    except (HeaderDataError, ValueError, np.linalg.LinAlgError) as error:
-        raise GeometryError(f"{path} has an unusable position in its header ({error}). Mend its header or export it again.") from error
-    if sform is not None:
-        if qform is not None and np.isfinite(qform).all() and np.isfinite(sform).all():
+    qform = _qform(header) if int(header["qform_code"]) > 0 else None
+    if int(header["sform_code"]) > 0:
+        sform = np.asarray(header.get_sform(), dtype=np.float64)
+        if qform is not None and np.isfinite(sform).all():
             shape = [int(n) for n in (*header.get_data_shape(), 1, 1, 1)[:3]]
             corners = np.array([[a, b, c, 1] for a in (0, shape[0]) for b in (0, shape[1]) for c in (0, shape[2])], dtype=np.float64)
             off = float(np.linalg.norm((corners @ (sform - qform).T)[:, :3], axis=1).max())
@@ -189,8 +184,21 @@ def _position(path: Path, header: Any) -> tuple[Float, str, tuple[str, ...]]:
         return sform, "known", tuple(notes)
     if qform is not None:
         return qform, "known", tuple(notes)
+    if int(header["qform_code"]) > 0:
+        raise GeometryError(f"{path} has a qform that is no rotation, and no sform, so its place in space is unknown. Mend its header.")
     notes.append("the header gives no orientation (sform and qform codes are 0); left and right are assumed")
     return np.asarray(header.get_base_affine(), dtype=np.float64), "assumed", tuple(notes)
+
+
+def _qform(header: Any) -> Float | None:
+    """The qform's matrix, None when its numbers make none."""
+    from nibabel.spatialimages import HeaderDataError
+
+    try:
+        qform = np.asarray(header.get_qform(), dtype=np.float64)
+    except (HeaderDataError, ValueError, np.linalg.LinAlgError):
+        return None
+    return qform if np.isfinite(qform).all() else None
 
 
 def _read_voxels(path: Path, offset: int, dtype: np.dtype[Any], shape_xyz: tuple[int, ...]) -> NDArray[Any]:
