@@ -93,8 +93,8 @@ def fold(text: str) -> str:
     """Casefolded, accents dropped, compatibility forms resolved ("Ö" -> "o", "ﬁ" -> "fi")."""
     if text.isascii():
         return text.lower()
-    plain = unicodedata.normalize("NFKD", text.replace("œ", "oe").replace("Œ", "oe").replace("æ", "ae"))
-    return "".join(c for c in plain if not unicodedata.combining(c)).casefold()
+    plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+    return "".join(c for c in plain if not unicodedata.combining(c)).replace("œ", "oe").replace("æ", "ae")
 
 
 def words(text: str) -> list[str]:

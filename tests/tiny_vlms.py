@@ -62,7 +62,14 @@ def qwen(folder: Path, generation: str) -> Path:
     words = tokenizer()
     ids = {f"{name}_token_id": words.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
     ids |= {"image_token_id": words.convert_tokens_to_ids("<|image_pad|>"), "video_token_id": words.convert_tokens_to_ids("<|video_pad|>")}
-    vision: dict[str, Any] = {"depth": 3, "hidden_size": 32, "intermediate_size": 48, "num_heads": 4, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    vision: dict[str, Any] = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_heads": 4,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+    }
     rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 10000.0}
     torch.manual_seed(0)
     if generation == "3":
@@ -80,7 +87,9 @@ def qwen(folder: Path, generation: str) -> Path:
     words.save_pretrained(folder)
     patch = vision["patch_size"]
     side = (2 * patch) ** 2
-    Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=side, max_pixels=9 * side, merge_size=2, temporal_patch_size=2).save_pretrained(folder)
+    Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=side, max_pixels=9 * side, merge_size=2, temporal_patch_size=2).save_pretrained(
+        folder
+    )
     _name_processor(folder, "Qwen3VLProcessor" if generation == "3" else "Qwen2_5_VLProcessor")
     return folder
 

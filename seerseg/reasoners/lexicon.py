@@ -36,6 +36,9 @@ ACCEPT = 0.5  # a mention below this is no answer; set on the tuning half of the
 ACCEPT_DESCRIBED = 0.5
 _GENERIC = frozenset("tumour|lesion|cyst|bones|tissue|skin|body|skeletal muscle|face|torso|body extremities|vertebra".split("|"))
 _FAR = frozenset({"opposite", "other", "away", "far", "across", "contralateral", "furthest", "farthest"})
+_BESIDE = _FAR | frozenset(
+    "side next adjacent beside near nearest close closest under underneath beneath below behind above level attached flank".split()
+)
 _REGION_CUES = {
     "chest": "chest thorax thoracic cardiac heart echo echocardiography pulmonary pumping chamber ejection myocardial",
     "abdomen": "abdomen abdominal belly",
@@ -225,7 +228,7 @@ class _Reader:
             context = 0.15 * sum(region in votes for region in sense.entry.regions)
             odd = 0.1 if self.modality and sense.entry.modalities and self.modality not in sense.entry.modalities else 0.0
             kind = {"name": 0.06, "synonym": 0.05, "lay": 0.02}.get(sense.kind, 0.0)
-            scored.append((fit + (0.5 if listed else 0.0) + context + kind - odd, -order, sense, listed))
+            scored.append((fit + (1.0 if listed else 0.0) + context + kind - odd, -order, sense, listed))
         _, _, sense, listed = max(scored, key=lambda s: (s[0], s[1]))
         rank = mention.score * (1.25 if listed or not self.listed.names else 1.0)
         rank *= 0.5 if mention.anchor else 1.3 if after_verb(self.tokens, mention) else 1.0
@@ -278,6 +281,9 @@ class _Reader:
             if lies is None or not other.anchor or not other.positions.isdisjoint(mention.positions):
                 continue
             low = min(other.positions)
+            about = {t.word for t in self.tokens[max(0, low - 5) : max(other.positions) + 2]}
+            if about.isdisjoint(_BESIDE):
+                continue
             far = any(t.word in _FAR for t in self.tokens[max(0, low - 6) : low])
             opposite: Side = "right" if lies == "left" else "left"
             self.notes.append(f"the {self._said(other)} lies on the {lies}")
@@ -309,7 +315,8 @@ class _Reader:
         unwanted: set[str] = set()
         places: dict[str, int] = {}
         for n, token in enumerate(self.tokens):
-            places.setdefault(self.listed.words.vocabulary.root(token.word), n)
+            if not token.repaired or len(token.raw) > 5:  # a short repaired word is too little to go by
+                places.setdefault(self.listed.words.vocabulary.root(token.word), n)
         for rest, names in self.listed.remainders.items():
             if all(root in places for root in rest) and len(names) == 1:
                 (unwanted if any(places[root] in self.negated for root in rest) else wanted).update(names)
@@ -396,6 +403,8 @@ def _side_fit(sense: Sense, side: Side | None, open_side: bool) -> float:
     if own is None or own == side:
         return 1.0
     if side is None:
+        if sense.kind == "abbreviation" and own != "both" and sense.text[:1] == own[0].upper():
+            return 1.0  # "LK" says its side
         return 0.95 if own == "both" or open_side else 0.4
     return 0.0
 

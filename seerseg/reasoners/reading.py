@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from rapidfuzz import process
@@ -32,13 +32,13 @@ _VOWELS = frozenset("aeiouy")
 _ALIKE = tuple(frozenset(pair) for pair in "ck sz cs fv iy gj kq nm".split())
 _STOP = frozenset(
     """
-    a about after all also an and any are as at be been being both but by can could do does done for from had has have he her here hers
-    him his how i if in into is it its just like me mine more most my need no nor not of off on one only onto or our out over per please
-    plz pls shall she should so some such than that the their them then there these they thing this those through to too up us very via
-    want was we were what when where which while who whom whose why will with within without would you your yours hey hi hello kindly
-    thanks thank ok segment segmentation segmented outline outlined delineate delineation contour contours contoured mask masks show
-    find mark highlight draw trace paint label give get patient patients scan scans image images slice slices study case structure
-    region area target side sided exam ct mr mri x s t d m re ve ll part located lies lying found
+    a about after all also around an and any are as at be been being both but by can could do does done for from had has have he her
+    here hers him his how i if in into is it its just like me mine more most my need no nor not of off on one only onto or our out
+    over per please plz pls shall she should so some such than that the their them then there these they thing this those through to
+    too up us very via want was we were what when where which while who whom whose why will with within without would you your yours
+    hey hi hello kindly thanks thank ok segment segmentation segmented outline outlined delineate delineation contour contours
+    contoured mask masks show find mark highlight draw trace paint label give get patient patients scan scans image images slice
+    slices study case structure region area target side sided exam ct mr mri x s t d m re ve ll part located lies lying found
     """.split()
 )
 _NEGATORS = frozenset(
@@ -307,8 +307,13 @@ def _nearest(word: str, index: Words) -> tuple[tuple[str, float], ...]:
     near = process.extract(word, index.content, scorer=OSA.distance, score_cutoff=edits, limit=24)
     allowed = 0.26 * len(word) + 0.12
     priced = sorted((round(cost(word, other), 3), -len(other), other) for other, _, _ in near)
-    kept = [(other, paid) for paid, _, other in priced if paid <= allowed][:4]
+    kept = [(other, paid) for paid, _, other in priced if paid <= allowed or _lost_a_letter(word, other)][:4]
     return tuple(kept) or ((word, 0.0),)
+
+
+def _lost_a_letter(word: str, other: str) -> bool:
+    """ "lng" of "lung": short words cannot afford an edit, but inner letters do get lost."""
+    return len(word) == 3 and len(other) == 4 and word[0] == other[0] and word[2] == other[3] and word[1] in other[1:3]
 
 
 def _with_sides(tokens: Sequence[Token], vocabulary: Vocabulary) -> list[Token]:
@@ -378,7 +383,22 @@ def find_mentions(tokens: Sequence[Token], index: Words) -> list[Mention]:
     for mention in sorted(found, key=lambda m: (-len(m.positions), -m.score, min(m.positions))):
         if not any(mention.positions < other.positions and mention.score < other.score + 0.25 for other in kept):
             kept.append(mention)
-    return sorted(kept, key=lambda m: (-m.score, min(m.positions)))
+    return sorted(_listed_anchors(tokens, kept), key=lambda m: (-m.score, min(m.positions)))
+
+
+def _listed_anchors(tokens: Sequence[Token], mentions: Sequence[Mention]) -> list[Mention]:
+    """ "around the lungs and heart": what is listed after an anchor is one too."""
+    anchored = {max(m.positions) for m in mentions if m.anchor}
+    out: list[Mention] = []
+    for mention in sorted(mentions, key=lambda m: min(m.positions)):
+        number = min(mention.positions) - 1
+        while number >= 0 and (tokens[number].side is not None or tokens[number].word in _SKIPPED):
+            number -= 1
+        if number > 0 and tokens[number].word in ("and", "or") and number - 1 in anchored and not mention.anchor:
+            mention = replace(mention, anchor=True)
+            anchored.add(max(mention.positions))
+        out.append(mention)
+    return out
 
 
 def _placed(
@@ -403,11 +423,18 @@ def _placed(
         if senses:
             specific = sum(index.weight[root] for root in bag)
             score = quality * (0.6 + 0.4 * min(2.0, specific)) * _factor(senses)
-            yield Mention(positions, senses, score, _is_anchor(tokens, low), not negated.isdisjoint(positions))
+            yield Mention(
+                positions, senses, score, _is_anchor(tokens, low) or _names_a_side(tokens, high), not negated.isdisjoint(positions)
+            )
 
 
 def _factor(senses: Iterable[Sense]) -> float:
     return max({"name": 1.0, "synonym": 0.97, "lay": 0.9, "abbreviation": 0.85}[sense.kind] for sense in senses)
+
+
+def _names_a_side(tokens: Sequence[Token], high: int) -> bool:
+    """ "liver side": the liver only says where."""
+    return high + 1 < len(tokens) and tokens[high + 1].word == "side"
 
 
 def _is_anchor(tokens: Sequence[Token], low: int) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import inspect
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,7 +179,9 @@ def _adapted(model: Any, adapter: Path) -> Any:
     try:
         with safe_open(weights, "pt") as file:
             stored = set(file.keys())
-        made = PeftModel.from_pretrained(model, adapter, is_trainable=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft and transformers deprecate each other's attributes
+            made = PeftModel.from_pretrained(model, adapter, is_trainable=False)
     except SafetensorError as fault:
         raise WeightsError(f"{weights} is damaged ({fault}). Copy it again.") from fault
     except (RuntimeError, ValueError, KeyError, TypeError) as fault:
