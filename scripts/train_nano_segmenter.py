@@ -5,12 +5,12 @@
     python scripts/train_nano_segmenter.py train --cache CACHE --data DATA --out OUT --minutes 75
     python scripts/train_nano_segmenter.py export --out OUT --to seerseg/weights/nano_segmenter
 
-CACHE holds what `fetch` downloads by package name (pip, apt-get). DATA holds `mr_hippocampus/` (nnU-Net raw layout), `ct_torso/`, `mr_glioma/`;
-each is optional. Of the hippocampus set only the training cases of fold 0 in seerseg_data/splits/hippocampus.json are learnt from; its
-validation cases choose the checkpoint. `train` continues from OUT/last.pt when that exists.
+CACHE holds what `fetch` downloads by package name (pip, apt-get). DATA holds `mr_hippocampus/` (nnU-Net raw layout), `ct_torso/` and
+`mr_glioma/`, each optional. Of the hippocampus set only the training cases of fold 0 in seerseg_data/splits/hippocampus.json are learnt
+from; its validation cases choose the checkpoint. `train` continues from OUT/last.pt when that exists.
 
-An item is one scan with labels; a view is a cube cut from it, deformed and degraded; a step is a batch of views of one shape. Each view is asked
-for some structures that are in it, some that are not and some words that mean nothing; the loss is Dice and cross-entropy per prompt, and
+An item is one scan with labels; a view is a cube cut from it, deformed and degraded; a step is a batch of two views. Each view is asked for
+some structures that are in it, some that are not and some words that mean nothing; the loss is Dice and cross-entropy per prompt, and
 cross-entropy of its presence.
 """
 
@@ -146,14 +146,35 @@ def pairs(name: str, structures: dict[str, tuple[int, ...]], stem: str | None = 
 
 
 UNIONS = (
-    ("lungs", "lung"), ("kidneys", "kidney"), ("adrenal glands", "adrenal gland"), ("hip bones", "hip bone"), ("femurs", "femur"), ("scapulae", "scapula"),
-    ("clavicles", "clavicle"), ("iliopsoas muscles", "iliopsoas"), ("autochthonous back muscles", "autochthonous back muscle"),
-    ("gluteus maximus muscles", "gluteus maximus"), ("gluteus medius muscles", "gluteus medius"), ("gluteus minimus muscles", "gluteus minimus"),
-    ("iliac arteries", "iliac artery"), ("iliac veins", "iliac vein"), ("hippocampus", "hippocampus"), ("amygdala", "amygdala"),
-    ("caudate nucleus", "caudate nucleus"), ("putamen", "putamen"), ("pallidum", "pallidum"), ("thalamus", "thalamus"), ("insula", "insula"),
-    ("frontal lobes", "frontal lobe"), ("temporal lobes", "temporal lobe"), ("parietal lobes", "parietal lobe"), ("occipital lobes", "occipital lobe"),
-    ("cerebrum", "cerebral hemisphere"), ("lateral ventricles", "lateral ventricle"), ("eyeballs", "eyeball"),
-)  # fmt: skip
+    ("lungs", "lung"),
+    ("kidneys", "kidney"),
+    ("adrenal glands", "adrenal gland"),
+    ("hip bones", "hip bone"),
+    ("femurs", "femur"),
+    ("scapulae", "scapula"),
+    ("clavicles", "clavicle"),
+    ("iliopsoas muscles", "iliopsoas"),
+    ("autochthonous back muscles", "autochthonous back muscle"),
+    ("gluteus maximus muscles", "gluteus maximus"),
+    ("gluteus medius muscles", "gluteus medius"),
+    ("gluteus minimus muscles", "gluteus minimus"),
+    ("iliac arteries", "iliac artery"),
+    ("iliac veins", "iliac vein"),
+    ("hippocampus", "hippocampus"),
+    ("amygdala", "amygdala"),
+    ("caudate nucleus", "caudate nucleus"),
+    ("putamen", "putamen"),
+    ("pallidum", "pallidum"),
+    ("thalamus", "thalamus"),
+    ("insula", "insula"),
+    ("frontal lobes", "frontal lobe"),
+    ("temporal lobes", "temporal lobe"),
+    ("parietal lobes", "parietal lobe"),
+    ("occipital lobes", "occipital lobe"),
+    ("cerebrum", "cerebral hemisphere"),
+    ("lateral ventricles", "lateral ventricle"),
+    ("eyeballs", "eyeball"),
+)
 
 
 def with_unions(structures: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -222,8 +243,19 @@ def phantom_items(count: int, cache: Path, first_seed: int = 1000) -> list[Item]
         structures["vertebral column"] = tuple(column)
         structures["cerebellum"] = (LABELS["cerebellum"],)
         if kind == "head":
-            structures["brain"] = tuple(LABELS[n] for n in ("right cerebral hemisphere", "left cerebral hemisphere", "cerebellum", "brainstem", "right thalamus", "left thalamus",
-                                                            "right lateral ventricle", "left lateral ventricle"))  # fmt: skip
+            structures["brain"] = tuple(
+                LABELS[n]
+                for n in (
+                    "right cerebral hemisphere",
+                    "left cerebral hemisphere",
+                    "cerebellum",
+                    "brainstem",
+                    "right thalamus",
+                    "left thalamus",
+                    "right lateral ventricle",
+                    "left lateral ventricle",
+                )
+            )
             for side in ("left", "right"):
                 structures[f"{side} cerebral hemisphere"] = tuple(
                     LABELS[f"{side} {part}"] for part in ("cerebral hemisphere", "thalamus", "lateral ventricle")
@@ -248,7 +280,7 @@ def phantom_items(count: int, cache: Path, first_seed: int = 1000) -> list[Item]
 
 
 def chest_items(folder: Path) -> list[Item]:
-    """Two real chest CTs (pyradiomics): lungs, ribs and spine by classical rules; the tumour label is part of its lung as far as it is dark."""
+    """Two real chest CTs (pyradiomics): lungs, ribs and spine by classical rules, and the tumour outside what the rule calls lung."""
     out = []
     for name in ("lung1", "lung2"):
         image, spacing = ras(folder / "data" / f"{name}_image.nrrd")
@@ -276,8 +308,9 @@ def chest_items(folder: Path) -> list[Item]:
 def chest_rule(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     """Lungs (1 right, 2 left), airways (3), spine (4) and ribs (5) of a chest CT by thresholds and position. hu (Z, Y, X) RAS+.
 
-    Lungs: -1000..-400 HU not joined to the border of the axial slices, airways (grown from the dark blob in the midline of the top slices) taken out,
-    split at the midline. Bone: over 180 HU; spine is what lies behind and between the lungs, ribs what lies within 13 mm of a lung's hull.
+    Lungs: -1000..-400 HU not joined to the border of the axial slices, airways (dark blobs near the midline) taken
+    out, each axial part given to the side of its centre. Bone: over 170 HU; the spine lies behind and between the
+    lungs, ribs within 13 mm of a lung's hull.
     """
     out = np.zeros(hu.shape, dtype=np.uint8)
     dark = hu < -400
@@ -287,7 +320,7 @@ def chest_rule(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         rim = np.unique(np.concatenate([parts[k2] if a == 0 else parts[:, k2] for a in (0, 1) for k2 in (0, -1)]))
         outside[k] = np.isin(parts, rim[rim > 0])
     air = dark & ~outside
-    parts, n = ndimage.label(air)
+    parts, _ = ndimage.label(air)
     sizes = np.bincount(parts.ravel())
     sizes[0] = 0
     lungs = np.isin(parts, np.flatnonzero(sizes > 0.05 * sizes.max()))
@@ -342,7 +375,7 @@ def chest_rule(hu: np.ndarray, spacing: np.ndarray) -> np.ndarray:
     distance = ndimage.distance_transform_edt(~hull, sampling=spacing)
     front = (depth > 110) & (near_x < 32)
     ribs = bone & (distance < 13) & (distance > 0) & ~spine_zone & ~front
-    parts, n = ndimage.label(ribs)
+    parts, _n = ndimage.label(ribs)
     sizes = np.bincount(parts.ravel()) * float(np.prod(spacing))
     sizes[0] = 0
     ribs = np.isin(parts, np.flatnonzero(sizes > 250))
@@ -480,9 +513,28 @@ class View:
     presence: Tensor
 
 
-IMPORTANT = {"left lung": 4, "right lung": 4, "lungs": 3, "ribs": 4, "vertebral column": 4, "anterior hippocampus": 3, "posterior hippocampus": 3, "liver": 2, "spleen": 2,
-             "left kidney": 2, "right kidney": 2, "thoracic vertebral column": 2, "lumbar vertebral column": 1.5, "hippocampus": 1.5, "left hippocampus": 1.5,
-             "right hippocampus": 1.5, "heart": 1.5, "aorta": 1.5, "left ribs": 0.4, "right ribs": 0.4}  # fmt: skip
+IMPORTANT = {
+    "left lung": 4,
+    "right lung": 4,
+    "lungs": 3,
+    "ribs": 4,
+    "vertebral column": 4,
+    "anterior hippocampus": 3,
+    "posterior hippocampus": 3,
+    "liver": 2,
+    "spleen": 2,
+    "left kidney": 2,
+    "right kidney": 2,
+    "thoracic vertebral column": 2,
+    "lumbar vertebral column": 1.5,
+    "hippocampus": 1.5,
+    "left hippocampus": 1.5,
+    "right hippocampus": 1.5,
+    "heart": 1.5,
+    "aorta": 1.5,
+    "left ribs": 0.4,
+    "right ribs": 0.4,
+}
 
 
 def rounded(length: float) -> int:
@@ -830,9 +882,7 @@ def train(args: argparse.Namespace) -> None:
         total.backward()
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         if not torch.isfinite(norm):
-            say(
-                f"step {step}: gradient not finite, skipped ({kind}, loss {loss.item():.3f}, total {total.item():.3f}: {[v.texts for v in views]})"
-            )
+            say(f"step {step}: gradient not finite, skipped ({kind}, loss {loss.item():.3f}, total {total.item():.3f})")
             skipped += 1
             if skipped > 50:
                 raise SystemExit("Too many steps without a finite gradient.")
@@ -879,8 +929,16 @@ def _state(
     spent: float,
     best: float,
 ) -> dict[str, Any]:
-    return {"network": network.state_dict(), "naming": naming.state_dict(), "optimizer": optimizer.state_dict(), "average": average,
-            "step": step, "spent": spent, "best": best, "config": network.config.to_json()}  # fmt: skip
+    return {
+        "network": network.state_dict(),
+        "naming": naming.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "average": average,
+        "step": step,
+        "spent": spent,
+        "best": best,
+        "config": network.config.to_json(),
+    }
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

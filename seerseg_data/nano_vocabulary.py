@@ -1,4 +1,4 @@
-"""The words the nano segmenter is trained on: canonical names, their synonyms and abbreviations, regions, and words that name nothing it knows.
+"""The words the nano segmenter is trained on: canonical names, synonyms and abbreviations, regions, and words that name nothing it knows.
 
 A paired structure yields three concepts: "left X", "right X" and the union under its plural or whole name.
 """
@@ -14,7 +14,15 @@ __all__ = ["CANONICAL", "REGION", "corrupt", "other_words", "surface_forms", "sw
 _SINGLE: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "chest": {
         "ribs": ("rib", "rib cage", "ribcage", "costae", "costal bones", "rib bones", "bony thorax"),
-        "thoracic vertebral column": ("thoracic spine", "t spine", "tspine", "thoracic vertebrae", "dorsal spine", "th spine", "mid back spine"),
+        "thoracic vertebral column": (
+            "thoracic spine",
+            "t spine",
+            "tspine",
+            "thoracic vertebrae",
+            "dorsal spine",
+            "th spine",
+            "mid back spine",
+        ),
         "sternum": ("breastbone", "breast bone", "chest bone"),
         "trachea": ("windpipe", "wind pipe", "airway"),
         "heart": ("cardiac silhouette", "cor", "heart muscle and chambers", "pump of the blood", "cardiac"),
@@ -22,7 +30,16 @@ _SINGLE: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "lung tumour": ("lung tumor", "pulmonary mass", "lung mass", "lung cancer", "lung lesion", "pulmonary nodule", "nsclc"),
     },
     "trunk": {
-        "vertebral column": ("spine", "backbone", "spinal column", "vertebrae", "columna vertebralis", "vertebra", "back bone", "vertebral bones"),
+        "vertebral column": (
+            "spine",
+            "backbone",
+            "spinal column",
+            "vertebrae",
+            "columna vertebralis",
+            "vertebra",
+            "back bone",
+            "vertebral bones",
+        ),
         "aorta": ("main artery", "aortic vessel", "ao", "thoracic and abdominal aorta", "great artery"),
         "inferior vena cava": ("ivc", "vena cava inferior", "caval vein", "vena cava"),
         "spinal cord": ("medulla spinalis", "cord", "myelon"),
@@ -57,12 +74,40 @@ _SINGLE: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "cerebellum": ("little brain", "cerebellar hemispheres", "cblm", "hindbrain cerebellum"),
         "brainstem": ("brain stem", "truncus encephali", "midbrain pons and medulla"),
         "mandible": ("lower jaw", "jaw bone", "jawbone", "mandibula"),
-        "anterior hippocampus": ("hippocampal head", "head of the hippocampus", "anterior hippocampal part", "front part of the hippocampus", "ant hippocampus",
-                                 "anterior hippo", "hippocampus anterior", "uncal hippocampus", "anterior portion of hippocampus", "ant hipp"),
-        "posterior hippocampus": ("hippocampal body and tail", "body and tail of the hippocampus", "hippocampal tail", "back part of the hippocampus",
-                                  "post hippocampus", "posterior hippo", "hippocampus posterior", "posterior portion of hippocampus", "post hipp",
-                                  "rear part of the hippocampus"),
-        "brain tumour": ("brain tumor", "glioma", "intracranial tumour", "cerebral neoplasm", "brain lesion", "brain mass", "gbm", "whole tumour"),
+        "anterior hippocampus": (
+            "hippocampal head",
+            "head of the hippocampus",
+            "anterior hippocampal part",
+            "front part of the hippocampus",
+            "ant hippocampus",
+            "anterior hippo",
+            "hippocampus anterior",
+            "uncal hippocampus",
+            "anterior portion of hippocampus",
+            "ant hipp",
+        ),
+        "posterior hippocampus": (
+            "hippocampal body and tail",
+            "body and tail of the hippocampus",
+            "hippocampal tail",
+            "back part of the hippocampus",
+            "post hippocampus",
+            "posterior hippo",
+            "hippocampus posterior",
+            "posterior portion of hippocampus",
+            "post hipp",
+            "rear part of the hippocampus",
+        ),
+        "brain tumour": (
+            "brain tumor",
+            "glioma",
+            "intracranial tumour",
+            "cerebral neoplasm",
+            "brain lesion",
+            "brain mass",
+            "gbm",
+            "whole tumour",
+        ),
         "tumour core": ("tumor core", "necrotic core", "core of the tumour", "necrosis", "non enhancing core"),
         "peritumoural oedema": ("edema", "oedema", "peritumoral edema", "swelling around the tumour", "tumour oedema"),
         "enhancing tumour": ("enhancing tumor", "contrast enhancing tumour", "enhancing rim", "enhancement"),
@@ -74,33 +119,61 @@ _SINGLE: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "spinous process": ("processus spinosus", "spinous", "dorsal process of the vertebra"),
         "spinal canal": ("vertebral canal", "canalis vertebralis", "thecal sac"),
     },
-}  # fmt: skip
+}
 
 # region -> singular stem -> (canonical name of the union, synonyms of the stem, synonyms of the union).
 _PAIRED: Final[dict[str, dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]]] = {
     "chest": {
-        "lung": ("lungs", ("pulmo", "pulmonary parenchyma", "lung field", "lung parenchyma"), ("both lungs", "pulmonary parenchyma", "lung fields", "airspaces", "lung", "respiratory organs")),
+        "lung": (
+            "lungs",
+            ("pulmo", "pulmonary parenchyma", "lung field", "lung parenchyma"),
+            ("both lungs", "pulmonary parenchyma", "lung fields", "airspaces", "lung", "respiratory organs"),
+        ),
         "rib": ("ribs", ("ribs", "costae", "hemithorax ribs", "rib bones"), ()),
         "scapula": ("scapulae", ("shoulder blade", "shoulderblade"), ("shoulder blades", "scapulas", "scapula")),
         "clavicle": ("clavicles", ("collar bone", "collarbone"), ("collar bones", "clavicle", "collarbones")),
     },
     "abdomen": {
-        "kidney": ("kidneys", ("ren", "renal parenchyma", "renal organ"), ("both kidneys", "renes", "renal parenchyma", "kidney", "organs that make urine")),
-        "adrenal gland": ("adrenal glands", ("suprarenal gland", "adrenal", "suprarenal"), ("adrenals", "suprarenal glands", "adrenal gland")),
+        "kidney": (
+            "kidneys",
+            ("ren", "renal parenchyma", "renal organ"),
+            ("both kidneys", "renes", "renal parenchyma", "kidney", "organs that make urine"),
+        ),
+        "adrenal gland": (
+            "adrenal glands",
+            ("suprarenal gland", "adrenal", "suprarenal"),
+            ("adrenals", "suprarenal glands", "adrenal gland"),
+        ),
         "iliopsoas": ("iliopsoas muscles", ("psoas", "psoas muscle", "iliopsoas muscle"), ("psoas muscles", "psoas", "iliopsoas")),
-        "autochthonous back muscle": ("autochthonous back muscles", ("autochthon", "erector spinae", "deep back muscle", "paraspinal muscle"), ("erector spinae", "paraspinal muscles", "deep back muscles")),
+        "autochthonous back muscle": (
+            "autochthonous back muscles",
+            ("autochthon", "erector spinae", "deep back muscle", "paraspinal muscle"),
+            ("erector spinae", "paraspinal muscles", "deep back muscles"),
+        ),
     },
     "pelvis": {
-        "hip bone": ("hip bones", ("hip", "innominate bone", "iliac bone", "os coxae", "coxal bone"), ("pelvic bones", "hips", "ossa coxae", "bony pelvis")),
+        "hip bone": (
+            "hip bones",
+            ("hip", "innominate bone", "iliac bone", "os coxae", "coxal bone"),
+            ("pelvic bones", "hips", "ossa coxae", "bony pelvis"),
+        ),
         "femur": ("femurs", ("thigh bone", "femoral bone", "thighbone"), ("femora", "thigh bones", "femur")),
-        "gluteus maximus": ("gluteus maximus muscles", ("glut max", "gluteus max", "largest buttock muscle"), ("gluteus maximus", "glutei maximi")),
+        "gluteus maximus": (
+            "gluteus maximus muscles",
+            ("glut max", "gluteus max", "largest buttock muscle"),
+            ("gluteus maximus", "glutei maximi"),
+        ),
         "gluteus medius": ("gluteus medius muscles", ("glut med", "gluteus med"), ("gluteus medius", "glutei medii")),
         "gluteus minimus": ("gluteus minimus muscles", ("glut min", "gluteus min"), ("gluteus minimus", "glutei minimi")),
         "iliac artery": ("iliac arteries", ("arteria iliaca", "common iliac artery"), ("iliac artery", "common iliac arteries")),
         "iliac vein": ("iliac veins", ("vena iliaca", "common iliac vein", "iliac vena"), ("iliac vein", "common iliac veins")),
     },
     "head": {
-        "hippocampus": ("hippocampus", ("hippocampal formation", "hippo", "hipp"), ("hippocampi", "hippocampal formation", "whole hippocampus", "seahorse of the brain", "hippo", "both hippocampi")),
+        "hippocampus": (
+            "hippocampus",
+            ("hippocampal formation", "hippo", "hipp"),
+            ("hippocampi", "hippocampal formation", "whole hippocampus", "seahorse of the brain", "hippo", "both hippocampi"),
+        ),
         "amygdala": ("amygdala", ("amygdaloid body", "amyg"), ("amygdalae", "amygdaloid bodies", "amygdalas")),
         "caudate nucleus": ("caudate nucleus", ("caudate", "nucleus caudatus"), ("caudate nuclei", "caudate", "caudates")),
         "putamen": ("putamen", ("putaminal nucleus",), ("putamina", "putamens")),
@@ -110,20 +183,33 @@ _PAIRED: Final[dict[str, dict[str, tuple[str, tuple[str, ...], tuple[str, ...]]]
         "frontal lobe": ("frontal lobes", ("frontal cortex", "lobus frontalis"), ("frontal lobe", "frontal cortex")),
         "temporal lobe": ("temporal lobes", ("temporal cortex", "lobus temporalis"), ("temporal lobe", "temporal cortex")),
         "parietal lobe": ("parietal lobes", ("parietal cortex", "lobus parietalis"), ("parietal lobe", "parietal cortex")),
-        "occipital lobe": ("occipital lobes", ("occipital cortex", "lobus occipitalis"), ("occipital lobe", "occipital cortex", "visual cortex")),
+        "occipital lobe": (
+            "occipital lobes",
+            ("occipital cortex", "lobus occipitalis"),
+            ("occipital lobe", "occipital cortex", "visual cortex"),
+        ),
         "cerebellar hemisphere": ("cerebellum", ("cerebellum", "cerebellar half"), ()),
-        "cerebral hemisphere": ("cerebrum", ("hemisphere", "half of the cerebrum", "brain hemisphere"), ("cerebral hemispheres", "telencephalon")),
-        "lateral ventricle": ("lateral ventricles", ("ventricle", "lv", "cerebral ventricle"), ("ventricles", "lateral ventricle", "cerebral ventricles")),
+        "cerebral hemisphere": (
+            "cerebrum",
+            ("hemisphere", "half of the cerebrum", "brain hemisphere"),
+            ("cerebral hemispheres", "telencephalon"),
+        ),
+        "lateral ventricle": (
+            "lateral ventricles",
+            ("ventricle", "lv", "cerebral ventricle"),
+            ("ventricles", "lateral ventricle", "cerebral ventricles"),
+        ),
         "eyeball": ("eyeballs", ("eye", "globe", "bulbus oculi", "orbital globe"), ("eyes", "globes", "eyeball")),
     },
-}  # fmt: skip
+}
 
 _OTHER: Final = (
-    "uterus ovary testis penis vagina thyroid parotid tongue tooth teeth lens optic nerve larynx pharynx tonsil patella tibia fibula "
-    "humerus radius ulna wrist hand foot ankle knee meniscus cruciate ligament achilles tendon appendix breast nipple skin fat lymph node thymus "
-    "placenta fetus umbilical cord carotid jugular cochlea pineal pituitary corpus callosum olfactory bulb retina eyelid nostril elbow finger toe "
-    "table pillow pacemaker catheter stent screw implant bottle bicycle banana guitar tree river house dog cat car phone cloud mountain sandwich "
-    "blue quickly nothing something everything image scan slice patient doctor hello please thanks unknown thing stuff background noise"
+    "uterus ovary testis penis vagina thyroid parotid tongue tooth teeth lens optic nerve larynx pharynx tonsil patella tibia "
+    "fibula humerus radius ulna wrist hand foot ankle knee meniscus cruciate ligament achilles tendon appendix breast nipple "
+    "skin fat lymph node thymus placenta fetus umbilical cord carotid jugular cochlea pineal pituitary corpus callosum "
+    "olfactory bulb retina eyelid nostril elbow finger toe table pillow pacemaker catheter stent screw implant bottle bicycle "
+    "banana guitar tree river house dog cat car phone cloud mountain sandwich blue quickly nothing something everything image "
+    "scan slice patient doctor hello please thanks unknown thing stuff background noise "
 ).split()
 
 
@@ -153,8 +239,22 @@ _SIDE_WORDS: Final = {
     "left": ("left", "left", "lt", "l", "lft", "left sided"),
     "right": ("right", "right", "rt", "r", "rgt", "right sided"),
 }
-_FRAMES: Final = ("segment the {}", "please outline the {}", "the {}", "show me the {}", "{} segmentation", "contour {}", "mask of the {}", "find {}",
-                  "plz mark {}", "delineate the {}", "where is the {}", "i need the {}", "{} please", "can you draw the {}")  # fmt: skip
+_FRAMES: Final = (
+    "segment the {}",
+    "please outline the {}",
+    "the {}",
+    "show me the {}",
+    "{} segmentation",
+    "contour {}",
+    "mask of the {}",
+    "find {}",
+    "plz mark {}",
+    "delineate the {}",
+    "where is the {}",
+    "i need the {}",
+    "{} please",
+    "can you draw the {}",
+)
 
 
 def swap_side(name: str) -> str:
@@ -167,7 +267,7 @@ def swap_side(name: str) -> str:
 
 
 def surface_forms(name: str, rng: random.Random, *, exact: float = 0.35, slips: float = 0.3) -> str:
-    """One way of writing a canonical name: itself (share `exact`), else a synonym, its side put into words, framed, or misspelt (share `slips`)."""
+    """One way of writing a canonical name: itself (share `exact`), else a synonym, its side in words, framed or misspelt (`slips`)."""
     if rng.random() < exact:
         return name
     words = _FORMS[name]
@@ -218,7 +318,7 @@ def corrupt(text: str, rng: random.Random) -> str:
 
 
 def other_words(rng: random.Random) -> str:
-    """A text that names no canonical structure: everyday words, anatomy outside the vocabulary, or a made-up word, sometimes with a side."""
+    """A text that names no canonical structure: everyday words, other anatomy, or a made-up word, sometimes with a side."""
     if rng.random() < 0.3:
         text = "".join(rng.choice("bcdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4)))
     else:
@@ -231,11 +331,19 @@ def other_words(rng: random.Random) -> str:
 
 
 AAL_GROUPS: Final = {
-    "hippocampus": ("Hippocampus",), "amygdala": ("Amygdala",), "caudate nucleus": ("Caudate",), "putamen": ("Putamen",), "pallidum": ("Pallidum",),
-    "thalamus": ("Thalamus",), "insula": ("Insula",), "frontal lobe": ("Frontal", "Precentral", "Rolandic", "Supp_Motor", "Olfactory", "Rectus", "Paracentral"),
-    "temporal lobe": ("Temporal", "Heschl", "Fusiform", "ParaHippocampal"), "parietal lobe": ("Parietal", "Postcentral", "SupraMarginal", "Angular", "Precuneus"),
-    "occipital lobe": ("Occipital", "Calcarine", "Cuneus", "Lingual"), "cerebellar hemisphere": ("Cerebelum",),
-}  # fmt: skip
+    "hippocampus": ("Hippocampus",),
+    "amygdala": ("Amygdala",),
+    "caudate nucleus": ("Caudate",),
+    "putamen": ("Putamen",),
+    "pallidum": ("Pallidum",),
+    "thalamus": ("Thalamus",),
+    "insula": ("Insula",),
+    "frontal lobe": ("Frontal", "Precentral", "Rolandic", "Supp_Motor", "Olfactory", "Rectus", "Paracentral"),
+    "temporal lobe": ("Temporal", "Heschl", "Fusiform", "ParaHippocampal"),
+    "parietal lobe": ("Parietal", "Postcentral", "SupraMarginal", "Angular", "Precuneus"),
+    "occipital lobe": ("Occipital", "Calcarine", "Cuneus", "Lingual"),
+    "cerebellar hemisphere": ("Cerebelum",),
+}
 """Stem of a paired structure -> how the names of its AAL regions begin ("Hippocampus" of "Hippocampus_L")."""
 
 

@@ -131,8 +131,8 @@ def phantom(
     field = _FIELD_MM[kind]
     spacing = np.asarray(spacing_zyx_mm, dtype=np.float64)
     if shape_zyx is None:
-        shape_zyx = tuple(max(1, int(round((high - low) / step))) for (low, high), step in zip(field, spacing, strict=True))  # type: ignore[assignment]
-    assert shape_zyx is not None
+        z, y, x = (max(1, round((high - low) / step)) for (low, high), step in zip(field, spacing, strict=True))
+        shape_zyx = (z, y, x)
     centre = np.array([(low + high) / 2 for low, high in field]) + rng.uniform(-8, 8, 3)
     origin = centre - (np.asarray(shape_zyx) - 1) / 2 * spacing
     body = _Body(rng, [origin[i] + np.arange(shape_zyx[i]) * spacing[i] for i in range(3)])

@@ -114,6 +114,7 @@ class TextEncoder(nn.Module):
         self.mix = nn.Sequential(nn.Linear(width, 192), nn.SiLU(), nn.Linear(192, 192), nn.SiLU(), nn.Linear(192, config.text_width))
 
     def forward(self, texts: Sequence[str]) -> Tensor:
+        """See the class."""
         length, buckets = self.config.text_length, self.config.gram_buckets
         device = self.side.weight.device
         bags = [grams(text, buckets) for text in texts]
@@ -174,6 +175,7 @@ class ImageEncoder(nn.Module):
         self.decode = nn.ModuleList(_Conv(c[i], c[i]) for i in range(4))
 
     def forward(self, image: Tensor, conditions: Tensor) -> tuple[list[Tensor], Tensor]:
+        """See the class."""
         skips = []
         x = self.stem(image)
         for i in range(5):
