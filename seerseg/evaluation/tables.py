@@ -50,8 +50,8 @@ def _header(evaluation: Evaluation) -> str:
     about = evaluation.about
     where = f"split {about.split}" + (f" (fold {about.fold})" if about.fold is not None else "")
     lines = [
-        f"{about.dataset}, {where}: {_count(len(evaluation.rows), 'row')} from {_count(evaluation.cases, 'case')} "
-        f"of {_count(evaluation.subjects, 'subject')}{language_note(evaluation)}"
+        f"{about.dataset}, {where}: {count(len(evaluation.rows), 'row')} from {count(evaluation.cases, 'case')} "
+        f"of {count(evaluation.subjects, 'subject')}{language_note(evaluation)}"
     ]
     if about.model:
         parts = [f"{k} {about.model[k]}" for k in ("reasoner", "segmenter", "protocol", "plans", "seed") if about.model.get(k) is not None]
@@ -137,11 +137,11 @@ def _sentences(evaluation: Evaluation) -> str:
         if not cost.target:
             d = cost.difference
             interval = f" [{d.interval.lo:+.3f}, {d.interval.hi:+.3f}]" if d.interval else " (one subject, no interval)"
-            lines.append(f"Free text less label prompt: Dice {d.mean:+.3f}{interval} over {_count(d.cases, 'case and target pair')}.")
+            lines.append(f"Free text less label prompt: Dice {d.mean:+.3f}{interval} over {count(d.cases, 'case and target pair')}.")
     for summary in evaluation.summaries:
         if not summary.target and summary.kind == "free text":
             if summary.answer_rate is not None:
-                lines.append(f"Answered with the target's name: {summary.answer_rate:.1%} of {_count(summary.requests, 'request')}.")
+                lines.append(f"Answered with the target's name: {summary.answer_rate:.1%} of {count(summary.requests, 'request')}.")
             lines.append(
                 f"Present but answered as absent: {summary.false_negatives} of {summary.requests} "
                 f"({summary.false_negatives / summary.requests:.1%})."
@@ -157,17 +157,17 @@ def _sentences(evaluation: Evaluation) -> str:
         ml = "" if a.false_ml is None else f", {a.false_ml:.2f} mL on average"
         said = f"; answered as absent: {a.answered_absent}" if any(r.status != "mask" for r in evaluation.rows) else ""
         share = f"{a.false_positives} ({a.false_positives / a.requests:.1%})"
-        lines.append(f"Absent targets: {_count(a.requests, 'request')}; drawn nevertheless: {share}{ml}{said}.")
+        lines.append(f"Absent targets: {count(a.requests, 'request')}; drawn nevertheless: {share}{ml}{said}.")
     if len(evaluation.languages) > 1:
         shown = ", ".join(f"{g.name} {g.dice:.3f} ({g.requests})" for g in evaluation.languages)
         lines.append(f"Free-text Dice by language split (requests): {shown}.")
     unknown = sum(r.truth == "unknown" for r in evaluation.rows)
     if unknown:
-        lines.append(f"{_count(unknown, 'row')} without a known truth: in no number above.")
+        lines.append(f"{count(unknown, 'row')} without a known truth: in no number above.")
     if evaluation.missing:
         lines.append(f"{len(evaluation.missing)} not predicted and left out (first: {evaluation.missing[0]}).")
     if evaluation.faults:
-        lines.append(f"{_count(len(evaluation.faults), 'fault')}, left out. First: {evaluation.faults[0]}")
+        lines.append(f"{count(len(evaluation.faults), 'fault')}, left out. First: {evaluation.faults[0]}")
     return _wrapped(lines)
 
 
@@ -179,7 +179,8 @@ def _groups(title: str, evaluation: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """ "1 case", "2 cases"."""
     return f"{number} {what}" + ("" if number == 1 else "s")
 
 

@@ -13,7 +13,7 @@ from seerseg import __version__
 from seerseg.errors import NothingToDoError, OutputError
 from seerseg.evaluation import Cost, Evaluation, Group, Row, Summary
 from seerseg.evaluation.records import KINDS
-from seerseg.evaluation.tables import language_note
+from seerseg.evaluation.tables import count, language_note
 from seerseg.metrics import SURFACE_RULE
 from seerseg.paths import read_json, write_text
 from seerseg.report.plots import pair_order, require_matplotlib, robustness_svg
@@ -46,7 +46,7 @@ td.n, th.n { text-align: right; white-space: nowrap } tr.all td { border-top: 2p
 figure { margin: 0 0 22px } figure img { width: 100%; border-radius: 6px; background: #000; display: block }
 figcaption { color: var(--soft); font-size: 13px; margin-top: 4px }
 .shots { display: grid; grid-template-columns: repeat(auto-fit, minmax(460px, 1fr)); gap: 18px }
-svg { max-width: 100%; height: auto } details { margin: 8px 0 } summary { cursor: pointer; color: var(--soft) }
+svg { width: 100%; height: auto } details { margin: 8px 0 } summary { cursor: pointer; color: var(--soft) }
 @media print { body { max-width: none } .shots { display: block } figure { break-inside: avoid } }
 """
 
@@ -59,7 +59,7 @@ def write_report(path: Path, evaluation: Evaluation, pictures: Mapping[str, Path
     require_matplotlib()
     about = evaluation.about
     where = f"split {about.split}" + (f", fold {about.fold}" if about.fold is not None else "")
-    counted = f"{evaluation.cases} cases of {evaluation.subjects} subjects &middot; {len(evaluation.rows)} rows"
+    counted = f"{count(evaluation.cases, 'case')} of {count(evaluation.subjects, 'subject')} &middot; {count(len(evaluation.rows), 'row')}"
     subtitle = f"{where} &middot; {counted}{escape(language_note(evaluation))}"
     parts = [f"<h1>{escape(about.dataset)}</h1>", f'<p class="soft">{subtitle}</p>', _about(evaluation), _cards(evaluation)]
     parts.append(_section("Targets", _targets(evaluation.summaries)))
@@ -143,7 +143,7 @@ def _cards(evaluation: Evaluation) -> str:
         cards.append((f"Free text less label prompt{_cost_interval(cost)}", f"{cost.difference.mean:+.3f}"))
     failed, total = (sum(getattr(s, n) for s in evaluation.summaries if not s.target) for n in ("failures", "requests"))
     if total:
-        cards.append((f"Nothing drawn, of {total} requests", str(failed)))
+        cards.append((f"Nothing drawn, of {count(total, 'request')}", str(failed)))
     if evaluation.absent:
         a = evaluation.absent
         cards.append((f"Absent but drawn, of {a.requests}", str(a.false_positives)))
@@ -167,7 +167,21 @@ def _cost_interval(cost: Cost) -> str:
 def _targets(summaries: Sequence[Summary]) -> str:
     if not summaries:
         return "<p>No present target was scored.</p>"
-    head = ["Target", "Prompt", "n", "K", "Dice", "interval", "worst", "std", "variance", "NSD", "HD95 mm", "failed"]
+    intervals = any(s.dice.interval for s in summaries)
+    head = [
+        "Target",
+        "Prompt",
+        "n",
+        "K",
+        "Dice",
+        *(["interval"] if intervals else []),
+        "worst",
+        "std",
+        "variance",
+        "NSD",
+        "HD95 mm",
+        "failed",
+    ]
     several = len({s.target for s in summaries if s.target}) > 1
     body = []
     for s in (s for s in summaries if s.target or several):
@@ -177,7 +191,7 @@ def _targets(summaries: Sequence[Summary]) -> str:
             str(s.n),
             str(low) if low == high else f"{low}&ndash;{high}",
             f"{s.dice.mean:.3f}",
-            f"{interval.lo:.3f}&ndash;{interval.hi:.3f}" if interval else "",
+            *([f"{interval.lo:.3f}&ndash;{interval.hi:.3f}" if interval else ""] if intervals else []),
             f"{s.dice.worst:.3f}",
             f"{s.dice.std:.3f}" if high > 1 else "",
             f"{s.dice.variance:.4f}" if high > 1 else "",
@@ -199,7 +213,7 @@ def _bars(groups: Sequence[Group]) -> str:
         failed = f', <span class="bad">{g.failures} failed</span>' if g.failures else ""
         rows.append(
             f'<span>{escape(g.name.replace("_", " "))}</span><div class="bar"><i style="width:{100 * g.dice:.1f}%"></i></div>'
-            f"<span><b>{g.dice:.3f}</b> <small>{g.requests} requests{failed}</small></span>"
+            f"<span><b>{g.dice:.3f}</b> <small>{count(g.requests, 'request')}{failed}</small></span>"
         )
     return f'<div class="bars">{"".join(rows)}</div>'
 

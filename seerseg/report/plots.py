@@ -6,7 +6,7 @@ import io
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from seerseg.paths import write_atomically
 
 FREE_COLOUR = "#2a6fbb"
 LABEL_COLOUR = "#d9731a"
+_FEW_CASES, _MOST_NAMED = 4, 30
 _AXES = ("step", "epoch", "time", "seconds")
 
 
@@ -44,39 +45,50 @@ def robustness_svg(evaluation: Evaluation, *, most_targets: int = 8) -> str:
     require_matplotlib()
     from matplotlib.figure import Figure
 
-    targets = sorted(by_target)[:most_targets]
-    columns = min(2, len(targets))
-    rows = math.ceil(len(targets) / columns)
-    figure = Figure(figsize=(4.9 * columns, 2.5 * rows), layout="constrained")
+    # With few cases a panel per target would be empty: then all (case, target) pairs share one.
+    few = max(len(pairs) for pairs in by_target.values()) < _FEW_CASES
+    panels = {"": [p for pairs in by_target.values() for p in pairs]} if few else dict(sorted(by_target.items())[:most_targets])
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(9.8, 3.4 if few else 2.5 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
-    for spare in axes.flat[len(targets) :]:
+    for spare in axes.flat[len(panels) :]:
         spare.set_visible(False)
-    for ax, target in zip(axes.flat, targets, strict=False):
-        pairs = sorted(by_target[target], key=lambda p: (p.dice.mean, p.case))
+    for ax, (target, pairs) in zip(axes.flat, panels.items(), strict=False):
         ax.set_title(target, fontsize=9, loc="left")
-        ax.set_ylim(-0.03, 1.03)
-        ax.set_xlim(-0.7, len(pairs) - 0.3)
-        ax.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-        ax.set_xticks([])
-        ax.set_ylabel("Dice", fontsize=8)
-        ax.set_xlabel(f"{len(pairs)} case{'s' if len(pairs) != 1 else ''}, by mean Dice", fontsize=8)
-        places = list(range(len(pairs)))
-        size = max(2.0, min(6.0, 160 / len(pairs)))
-        ax.vlines(places, [p.dice.worst for p in pairs], [p.dice.mean for p in pairs], color=FREE_COLOUR, alpha=0.45, linewidth=size / 2.5)
-        ax.plot(places, [p.dice.worst for p in pairs], "_", color=FREE_COLOUR, markersize=size * 1.4, label="free text: worst")
-        ax.plot(places, [p.dice.mean for p in pairs], "o", color=FREE_COLOUR, markersize=size, label="free text: mean")
-        known = [(i, label[p.case, p.target]) for i, p in enumerate(pairs) if (p.case, p.target) in label]
-        if known:
-            ax.plot(*zip(*known, strict=True), "D", color=LABEL_COLOUR, markersize=size * 0.7, label="label prompt", zorder=1.5)
+        _panel(ax, sorted(pairs, key=lambda p: (p.dice.mean, p.case)), label, named=few and len(pairs) <= _MOST_NAMED)
     handles, names = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside upper left", ncols=3, fontsize=8, frameon=False)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
+
+
+def _panel(ax: Any, pairs: Sequence[CaseTarget], label: Mapping[tuple[str, str], float], *, named: bool) -> None:
+    places = list(range(len(pairs)))
+    size = max(2.0, min(6.0, 160 / len(pairs)))
+    ax.set_ylim(-0.03, 1.03)
+    ax.set_xlim(-0.7, len(pairs) - 0.3)
+    ax.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    ax.set_ylabel("Dice", fontsize=8)
+    if named:
+        one_case = len({p.case for p in pairs}) == 1
+        names = [p.target if one_case else f"{p.target}, {p.case}" for p in pairs]
+        ax.set_xticks(places, names, rotation=30, ha="right", rotation_mode="anchor")
+    else:
+        ax.set_xticks([])
+        ax.set_xlabel(f"{len(pairs)} cases, by mean Dice", fontsize=8)
+    worst, mean = [p.dice.worst for p in pairs], [p.dice.mean for p in pairs]
+    ax.vlines(places, worst, mean, color=FREE_COLOUR, alpha=0.45, linewidth=size / 2.5)
+    ax.plot(places, worst, "_", color=FREE_COLOUR, markersize=size * 1.4, label="free text: worst")
+    ax.plot(places, mean, "o", color=FREE_COLOUR, markersize=size, label="free text: mean")
+    known = [(i, label[p.case, p.target]) for i, p in enumerate(pairs) if (p.case, p.target) in label]
+    if known:
+        ax.plot(*zip(*known, strict=True), "D", color=LABEL_COLOUR, markersize=size * 0.7, label="label prompt", zorder=1.5)
 
 
 def plot_progress(log: Path, picture: Path) -> None:
@@ -103,7 +115,8 @@ def plot_progress(log: Path, picture: Path) -> None:
     for ax, (title, lines) in zip(axes.flat, plots.items(), strict=False):
         for name, (x, y) in lines.items():
             ax.plot(x, y, "-" if len(x) > 30 else "o-", markersize=3, linewidth=1.2, label=name)
-        ax.set_title(title, fontsize=9, loc="left")
+        ax.set_title(title if len(lines) > 1 else next(iter(lines)), fontsize=9, loc="left")
+        ax.yaxis.get_offset_text().set_fontsize(7)
         ax.set_xlabel(axis, fontsize=8)
         ax.grid(color="#e4e7eb", linewidth=0.8)
         ax.spines[["top", "right"]].set_visible(False)
