@@ -150,6 +150,8 @@ def load_plans(path: Path, *, complete: bool = True) -> Plans:
         machine["gpus"] = tuple(Gpu(**{**g, "compute_capability": tuple(g["compute_capability"])}) for g in machine["gpus"])
         parts = {part: _read_part(value[part], f"{path}, {part},") for part in ("mathematics", "computing")}
         scale = {key: float(value["scale"][key]) for key in ("cases", "channels", "voxels_p95")}
+        if not all(1 <= number < 1e15 for number in scale.values()):
+            raise ValueError(f"scale {scale}")
         plans = Plans(str(value["name"]), str(value["dataset"]), parts["mathematics"], parts["computing"], scale, Hardware(**machine))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise PlanError(f"{path} is damaged ({error!r}). Run seerseg_plan again.") from None
@@ -189,7 +191,7 @@ def _is_float(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
 
 
 def _one_of(*words: Any) -> tuple[Callable[[Any], bool], str]:
-    return lambda v: any(v is word or (isinstance(v, type(word)) and v == word) for word in words), "one of " + ", ".join(map(str, words))
+    return lambda v: any(type(v) is type(word) and v == word for word in words), "one of " + ", ".join(map(str, words))
 
 
 def _is_window(value: Any) -> bool:

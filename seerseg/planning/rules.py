@@ -30,7 +30,15 @@ _PURPOSES = {
     "brain": r"brain|cerebr|cerebell|hippocamp|thalam|haemorrh|hemorrh|stroke|gliom",
     "liver": r"liver|hepat",
 }
-STYLES = ("clinical_request", "abbr_or_short", "messy_or_misspelled", "verbose_request")
+STYLES = (
+    "clinical_request",
+    "abbr_or_short",
+    "messy_or_misspelled",
+    "verbose_request",
+    "report_style",
+    "formal_task",
+    "ambiguous_abbreviation",
+)  # SEER's, without that for what lies outside the scan
 PIXELS_PER_TOKEN = 32  # patch 16 times merge 2 of Qwen3-VL
 ANISOTROPY = 1.5
 _TRAIN_SHARE = 0.56  # seven of the ten parts of the eighty per cent that are not test subjects
