@@ -175,10 +175,13 @@ class Stages:
             self._finish(CaseResult(work.case, "skipped", record=self._record(work)))
             return
         if not work.fault:
-            self._guard(work, lambda: self._write_files(work))
+            self._guard(work, lambda: self._write_files(work), writing=True)
         if work.fault:
             work.outcome = self._failed(work)
-            self._write_files(work)
+            try:
+                self._write_files(work)
+            except OSError as error:
+                raise self._unwritable(error) from error
 
     def _write_files(self, work: Work) -> None:
         outcome = work.outcome
@@ -258,7 +261,10 @@ class Stages:
             return {}
         return value if isinstance(value, dict) else {}
 
-    def _guard(self, work: Work, body: Callable[[], None]) -> None:
+    def _unwritable(self, error: OSError) -> OutputError:
+        return OutputError(f"Cannot write to {self.folder}: {error.strerror or error}. Choose another folder.")
+
+    def _guard(self, work: Work, body: Callable[[], None], *, writing: bool = False) -> None:
         """Run; whatever is wrong with this case alone becomes its fault. A fault of the output folder goes on to the caller."""
         if work.fault:
             return
@@ -268,6 +274,10 @@ class Stages:
             raise
         except SeerSegError as error:
             work.fault = str(error)
+        except OSError as error:
+            if writing:
+                raise self._unwritable(error) from error
+            work.fault = f"Case {work.case} could not be read: {error}."
         except MemoryError:
             work.fault = f"There was not enough memory for case {work.case}. Predict it alone, or on a machine with more."
         except Exception as error:
