@@ -104,6 +104,7 @@ class _Listed:
             words = Words(vocabulary)
             by_entry |= {name: name for name in unknown}
         self.names, self.words, self.by_entry = tuple(names), words, by_entry
+        self._remainders: dict[str, dict[tuple[str, ...], set[str]]] = {}
 
     @cached_property
     def shared(self) -> frozenset[str]:
@@ -111,16 +112,26 @@ class _Listed:
         bags = [set(self.words.vocabulary.key(name)[0]) for name in self.names]
         return frozenset(set.intersection(*bags)) if len(bags) > 1 else frozenset()
 
-    @cached_property
-    def remainders(self) -> dict[tuple[str, ...], set[str]]:
-        """What is left of each way to say a name without the shared roots -> the names it can mean."""
-        out: dict[tuple[str, ...], set[str]] = {}
-        for bag, senses in self.words.senses.items():
-            rest = tuple(root for root in bag if root not in self.shared)
-            for sense in senses:
-                if sense.entry.name in self.by_entry and rest and len(rest) < len(bag):
-                    out.setdefault(rest, set()).add(self.by_entry[sense.entry.name])
-        return out
+    def parts(self, whole: Entry) -> tuple[str, ...]:
+        """Listed entries that are parts of a structure (of either side of it, for a pair)."""
+        entries = self.words.vocabulary.entries
+        return tuple(n for n in self.by_entry if n in entries and entries[n].part_of in (whole.name, *whole.members))
+
+    def remainders(self, whole: Entry | None) -> dict[tuple[str, ...], set[str]]:
+        """What is left of each way to say a part without the words of the whole -> the names it can mean. None: of any name
+        without the roots that all share."""
+        key = whole.name if whole is not None else ""
+        if key not in self._remainders:
+            shared = frozenset(self.words.vocabulary.key(whole.base)[0]) if whole is not None else self.shared
+            names = set(self.parts(whole)) if whole is not None else set(self.by_entry)
+            out: dict[tuple[str, ...], set[str]] = {}
+            for bag, senses in self.words.senses.items() if shared else ():
+                rest = tuple(root for root in bag if root not in shared)
+                for sense in senses:
+                    if sense.entry.name in names and rest and len(rest) < len(bag):
+                        out.setdefault(rest, set()).add(self.by_entry[sense.entry.name])
+            self._remainders[key] = out
+        return self._remainders[key]
 
 
 class LexiconReasoner:
@@ -207,7 +218,7 @@ class _Reader:
 
     def _ranked(self) -> list[_Ranked]:
         described = [m for m in find_descriptions(self.tokens, self.listed.words) if m.score >= ACCEPT_DESCRIBED]
-        covering = [m.positions for m in described if m.score >= 0.6]
+        covering = [m.positions for m in described if m.score >= 0.6 and not m.negated]
         named = [m for m in self.mentions if not any(m.positions < positions for positions in covering)]
         out: list[_Ranked] = []
         for mention in (*named, *described[:8]):
@@ -294,38 +305,32 @@ class _Reader:
 
     def _implied(self, best: _Ranked | None) -> str | None:
         """An answer that only the list of names makes plain: "the front part", "not the head", "the left one"."""
-        if best is not None and best.listed is not None and not best.mention.negated:
-            return None
-        wanted, unwanted = self._remainder_names()
-        whole = best is None or self._is_whole(best.entry)
-        if whole and len(wanted) == 1:
-            self.notes.append("the names that may be answered differ by this word")
-            return wanted.pop()
-        if whole and unwanted and len(left := set(self.listed.names) - unwanted) == 1:
-            self.notes.append("the other one was excluded")
-            return left.pop()
         if best is None:
-            return self._one_sided()
-        return None
+            return self._by_remainder(None, self.listed.names) or self._one_sided()
+        if best.mention.negated:
+            return self._by_remainder(None, self.listed.names)
+        parts = tuple(self.listed.by_entry[n] for n in self.listed.parts(best.entry))
+        return self._by_remainder(best.entry, parts, only_excluded=best.listed is not None) if parts else None
 
-    def _remainder_names(self) -> tuple[set[str], set[str]]:
-        if not self.listed.shared:
-            return set(), set()
+    def _by_remainder(self, whole: Entry | None, names: Sequence[str], *, only_excluded: bool = False) -> str | None:
         wanted: set[str] = set()
         unwanted: set[str] = set()
         places: dict[str, int] = {}
         for n, token in enumerate(self.tokens):
             if not token.repaired or len(token.raw) > 5:  # a short repaired word is too little to go by
                 places.setdefault(self.listed.words.vocabulary.root(token.word), n)
-        for rest, names in self.listed.remainders.items():
-            if all(root in places for root in rest) and len(names) == 1:
-                (unwanted if any(places[root] in self.negated for root in rest) else wanted).update(names)
-        return wanted - unwanted, unwanted
-
-    def _is_whole(self, entry: Entry) -> bool:
-        """Whether the listed names are parts of this structure."""
-        entries = self.listed.words.vocabulary.entries
-        return any(entries[name].part_of in (entry.name, *entry.members) for name in self.listed.by_entry if name in entries)
+        for rest, meant in self.listed.remainders(whole).items():
+            if len(meant) == 1 and all(root in places for root in rest):
+                (unwanted if any(places[root] in self.negated for root in rest) else wanted).update(meant)
+        wanted -= unwanted
+        if len(wanted) == 1 and not only_excluded:
+            self.notes.append("the names that may be answered differ by this word")
+            return wanted.pop()
+        left = [name for name in names if name not in unwanted]
+        if unwanted and len(left) == 1:
+            self.notes.append("the other one was excluded")
+            return left[0]
+        return None
 
     def _one_sided(self) -> str | None:
         """ "the left one", when one name has that side and nothing else was said."""
@@ -343,7 +348,7 @@ class _Reader:
             return best.listed or best.entry.name
         entries = self.listed.words.vocabulary.entries
         members = [self.listed.by_entry[m] for m in best.entry.members if m in self.listed.by_entry]
-        if len(members) == 2 or (self._is_whole(best.entry) and len(self._parts(best.entry)) > 1):
+        if len(members) == 2 or len(self.listed.parts(best.entry)) > 1:
             self.notes.append("this is the whole of several listed names")
             return best.entry.name
         if best.entry.side in ("left", "right") and self._side(best.mention) is None:
@@ -353,10 +358,6 @@ class _Reader:
         self.notes.append(f"{best.entry.name} is not among the names that may be answered")
         self.tags.append("OUT_OF_REGION_REJECT")
         return ABSENT
-
-    def _parts(self, entry: Entry) -> list[str]:
-        entries = self.listed.words.vocabulary.entries
-        return [name for name in self.listed.by_entry if name in entries and entries[name].part_of == entry.name]
 
     def _nothing(self) -> str:
         if self.listed.names:

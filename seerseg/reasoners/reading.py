@@ -481,6 +481,7 @@ def find_descriptions(tokens: Sequence[Token], index: Words) -> list[Mention]:
         if not usable:
             unexplained += 1.0 if token.word in index.vocabulary.ordinary else 2.0
     numbers = {n for one in said for n in index.by_stem[one]}
+    negated = negated_positions(tokens)
     total = sum(index.stem_weight[one] for one in said) + unexplained
     found: list[Mention] = []
     for n in sorted(numbers):
@@ -492,7 +493,8 @@ def find_descriptions(tokens: Sequence[Token], index: Words) -> list[Mention]:
         coverage = gained / sum(index.stem_weight[one] for one in stems)
         score = 0.7 * coverage + 0.3 * gained / total
         senses = tuple(Sense(e, e.side, "description", text) for e in entries)
-        found.append(Mention(frozenset(said[one] for one in shared), senses, score, described=True))
+        positions = frozenset(said[one] for one in shared)
+        found.append(Mention(positions, senses, score, negated=not negated.isdisjoint(positions), described=True))
     return sorted(found, key=lambda m: (-m.score, min(m.positions)))
 
 
