@@ -97,7 +97,9 @@ class StoredCase:
         facts = self._channel(channel)
         array = self.read_patch((0, 0, 0), self.grid.shape_zyx, channel)
         source = SourceGeometry.from_json(facts["source"]) if facts["source"] is not None else None
-        return Volume(array, self.grid, self.modality(channel), channel, source, self.id, [self.content_hash(channel)])
+        volume = Volume(array, self.grid, self.modality(channel), channel, source, self.id)
+        volume._hash.append(self.content_hash(channel))  # spares hashing what was hashed when it was written
+        return volume
 
     def channel(self, channel: int = 0) -> ChannelSlices:
         """The channel as a source of slices for `seerseg.views`."""
