@@ -295,6 +295,50 @@ class TestRequests:
         assert " -" in text_table(found)
 
 
+class TestWhatPredictionWrites:
+    """The files of seerseg.prediction itself, of scans stored in four axis orders."""
+
+    def test_label_maps_overlaps_and_absent_targets(self, tmp_path):
+        from prediction_cases import NAMES, make_folder
+        from prediction_cases import labels_of as truth_of
+
+        from seerseg.prediction import Predictor, predict_folder
+        from seerseg.reasoners.scripted import ScriptedReasoner
+
+        def verbatim(dialogue, sample):
+            words = dialogue[-1].text.split("<raw_prompt>")[-1].split("</raw_prompt>")[0]
+            return f"<evidence>e</evidence><rationale>r</rationale><answer>{words}</answer>"
+
+        images = make_folder(tmp_path)
+        files = {f"case{i}": truth_of(images / f"case{i}_0000.nii.gz") for i in range(4)}
+        labels = {"liver": (1,), "spleen": (2,), "left kidney": (3,), "aorta": (4,), "trunk": (1, 2)}
+        assert set(labels) == set(NAMES)
+        references = References("boxes", files, labels, {}, {})
+        requests = []
+        for case in files:
+            names = {"case0": ("liver",), "case1": ("liver", "spleen"), "case2": ("liver", "trunk", "aorta"), "case3": ("liver", "Liver")}[
+                case
+            ]
+            requests += [Request(f"{case}/{i}".replace("/", "."), case, n, (n.lower(),), "lay") for i, n in enumerate(names)]
+        write_requests(tmp_path / "requests.jsonl", requests)
+        model = Predictor(f"scripted:{tmp_path / 'script.json'}", ScriptedReasoner(verbatim), device="cpu")
+        predict_folder(images, tmp_path / "out", model, requests=tmp_path / "requests.jsonl")
+        found = evaluate(tmp_path / "out", references, requests)
+        assert found.faults == ()
+        assert {(r.case, r.target): r.scores.dice for r in found.rows if r.truth == "present"} == {
+            (r.case, r.target[0]): 1.0 for r in requests if r.target != ("aorta",)
+        }
+        assert found.absent.requests == 1
+        assert found.absent.false_positives == 0
+        assert found.about.model["segmenter"]
+
+    def test_prompts_are_found_by_their_text(self, raw, tmp_path):
+        dataset = open_dataset(raw)
+        write_prediction(tmp_path / "out", "a", [{"id": "prompt1", "text": "Left  lung", "value": 1}], labels_of())
+        found = evaluate(tmp_path / "out", References.of_dataset(dataset), [], optional=label_prompts(dataset))
+        assert [(r.kind, r.target, r.scores.dice) for r in found.rows] == [("label prompt", "left lung", 1.0)]
+
+
 class TestRefusals:
     def test_missing_predictions_are_an_error_or_left_out_and_said(self, raw, tmp_path):
         dataset = predict_perfectly(raw, tmp_path / "out")

@@ -121,11 +121,18 @@ class PredictionFolder:
         return dict(value)
 
     def answers(self, case: str, requests: Sequence[Request], content: dict[str, Any] | None) -> dict[str, Answered]:
-        """Request id -> answer, for those of `requests` that the folder holds."""
+        """Request id -> answer, for those of `requests` that the folder holds, found by id, else by their text."""
         if content is not None:
             by_id = {entry["id"]: entry for entry in content["requests"]}
-            found = {r.id: self._from_entry(case, by_id[r.id]) for r in requests if r.id in by_id}
-            return {k: a for k, a in found.items() if a is not None}
+            # What was asked with --prompt has other ids than the same words in a file: equal text is the same request.
+            by_text = {normalise_name(str(entry.get("text"))): entry for entry in content["requests"]}
+            found = {}
+            for request in requests:
+                entry = by_id.get(request.id) or by_text.get(normalise_name(request.text))
+                answer = self._from_entry(case, entry) if entry is not None else None
+                if answer is not None:
+                    found[request.id] = answer
+            return found
         out = {}
         for request in requests:
             file = self.images.get(f"{case}__{request.id}") or self.images.get(f"{case}__{safe_name(request.id)}")
