@@ -19,7 +19,6 @@ from seerseg.errors import SegmenterError
 from seerseg.prompts import Box2D, Box3D, Point, Prompt, box_voxels
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered, refusal
 from seerseg.segmenters.growing import (
-    KNOWN_EXTENT,
     Appearance,
     Propagation,
     Read,
@@ -42,7 +41,11 @@ VERSION = "grow-1"
 MARGIN_MM = 20.0
 """Seen around a box beside half its size."""
 POINT_MM = 40.0
-"""Half the side of the first crop around points; doubled while the target reaches its edge."""
+"""Half the side of the first crop around points; doubled while no region in it is good enough."""
+GOOD_FIT = 0.15
+"""`Start.fit` (0..1) of a region around points that is good enough to look no further."""
+MOST_VOXELS = 250_000
+"""Of a 3D box with its surroundings."""
 CLICK_MM = 25.0
 """Most that one click adds around itself."""
 
@@ -59,10 +62,10 @@ class GrowSegmenter:
     """Boxes, points or a previous mask -> 3D mask.
 
     Each box is grown by itself, the masks are united. A Box2D gives the target on its slice, which is propagated both ways until the
-    target ends; a Box3D bounds it. Points without a box start on their slice across the coarsest axis. A mask on a single slice is
-    propagated; a 3D mask is fitted to the image, unless points or boxes come with it: then positive points outside it extend it,
-    negative ones inside it carve, boxes add. Nothing standing out is "empty" with a message. No float copy of the volume is made:
-    slices are read one by one, cropped. Thread-safe, stateless.
+    target ends; a Box3D is looked at in 3D and bounds it. Points without a box start on their slice across the coarsest axis. A mask
+    on a single slice is propagated; a 3D mask is fitted to the image, unless points or boxes come with it: then positive points
+    outside it extend it, negative ones inside it carve, boxes add. Nothing standing out is "empty" with a message. No float copy of
+    the volume is made: slices are read one by one, cropped. Thread-safe, stateless.
     """
 
     @property
@@ -235,24 +238,33 @@ def _grow_box2d(volume: Volume, box: Box2D, points: Sequence[Point], out: Bool) 
 
 
 def _grow_box3d(volume: Volume, box: Box3D, points: Sequence[Point], out: Bool) -> None:
-    """The key slice is the one near the middle that explains the box best."""
-    axis = _coarse_axis(volume)
-    voxels = box_voxels(box.lo, box.hi, volume.grid.shape_zyx)
-    span = voxels[axis]
-    pixels = tuple(s for i, s in enumerate(voxels) if i != axis)
-    sizes = [n for i, n in enumerate(volume.grid.shape_zyx) if i != axis]
-    spacing = _in_plane(volume, axis)
-    crop = _cropped(pixels, sizes, spacing[1:])
-    middle, length = (span.start + span.stop - 1) / 2, span.stop - span.start
-    keys = {int(f(middle + part * length)) for part in (0.0, -0.15, 0.15) for f in (math.floor, math.ceil)}
-    starts = {key: _start(volume, axis, key, pixels, crop, points) for key in sorted(keys) if span.start <= key < span.stop}
-    fitting = [(start.fit, key, start) for key, start in starts.items() if start is not None]
-    if fitting:
-        _, key, start = max(fitting, key=lambda item: item[0])
-        masks = propagate(_reader(volume, axis, crop), (span.start, span.stop), key, start, spacing, KNOWN_EXTENT)
-        grown = np.zeros_like(out)
-        _put(grown, axis, crop, masks)
-        out[voxels] |= grown[voxels]
+    """As on a slice, in 3D at once; a box of more than MOST_VOXELS with its surroundings is looked at by every second voxel, or third."""
+    shape, spacing = volume.grid.shape_zyx, volume.grid.spacing_zyx
+    voxels = box_voxels(box.lo, box.hi, shape)
+    crop = []
+    for span, n, step_mm in zip(voxels, shape, spacing, strict=True):
+        margin = math.ceil((span.stop - span.start) / 4 + 10 / step_mm)
+        crop.append(slice(max(0, span.start - margin), min(n, span.stop + margin)))
+    stride = [1, 1, 1]
+    while math.prod(math.ceil((span.stop - span.start) / step) for span, step in zip(crop, stride, strict=True)) > MOST_VOXELS:
+        stride[min(range(3), key=lambda axis: stride[axis] * spacing[axis])] += 1
+    image = _window(volume, tuple(slice(span.start, span.stop, step) for span, step in zip(crop, stride, strict=True)))
+    local = []
+    for span, around, step in zip(voxels, crop, stride, strict=True):
+        first = (span.start - around.start) // step
+        local.append(slice(first, max(first + 1, math.ceil((span.stop - around.start) / step))))
+    marks = {True: np.zeros(image.shape, dtype=np.bool_), False: np.zeros(image.shape, dtype=np.bool_)}
+    for point in points:
+        at = tuple((_voxel(v, n) - around.start) // step for v, n, around, step in zip(point.zyx, shape, crop, stride, strict=True))
+        if all(0 <= v < n for v, n in zip(at, image.shape, strict=True)):
+            marks[point.positive][at] = True
+    coarse = tuple(s * step for s, step in zip(spacing, stride, strict=True))
+    start = start_in_box(image, tuple(local), coarse, marks[True], marks[False] & ~marks[True])
+    if start is not None:
+        mask = start.mask
+        for axis, step in enumerate(stride):
+            mask = np.repeat(mask, step, axis=axis) if step > 1 else mask
+        out[voxels] |= mask[tuple(slice(span.start - a.start, span.stop - a.start) for span, a in zip(voxels, crop, strict=True))]
 
 
 def _grow_points(volume: Volume, points: Sequence[Point], out: Bool) -> None:
@@ -264,28 +276,40 @@ def _grow_points(volume: Volume, points: Sequence[Point], out: Bool) -> None:
     placed = [[_voxel(v, n) for v, n in zip(point.zyx, shape, strict=True)] for point in points if point.positive]
     for key in sorted({voxel[axis] for voxel in placed}):
         here = [[v for i, v in enumerate(voxel) if i != axis] for voxel in placed if voxel[axis] == key]
+        best: tuple[Start, tuple[slice, slice]] | None = None
         half_mm = POINT_MM
         while True:
-            reach = [math.ceil(half_mm / step) for step in spacing[1:]]
-            spans = [(min(c), max(c)) for c in zip(*here, strict=True)]
-            crop = tuple(slice(max(0, lo - r), min(n, hi + r + 1)) for (lo, hi), r, n in zip(spans, reach, sizes, strict=True))
-            crop = (crop[0], crop[1])
+            crop = _around(here, half_mm, sizes, spacing[1:])
             inside, outside = (_marks(volume, axis, key, crop, points, positive) for positive in (True, False))
-            start = start_at_points(_reader(volume, axis, crop)(key), inside, outside & ~inside, (spacing[1], spacing[2]))
-            if start is None or not _reaches_edge(start.mask, crop, sizes):
+            edge = _inner_edge(crop, sizes)
+            start = start_at_points(_reader(volume, axis, crop)(key), inside, outside & ~inside, edge, (spacing[1], spacing[2]))
+            if start is not None and (best is None or start.fit > best[0].fit):
+                best = start, crop
+            if not edge.any() or (best is not None and best[0].fit >= GOOD_FIT):
                 break
             half_mm *= 2
-        if start is not None:
+        if best is not None:
+            start, crop = best
             _put(out, axis, crop, propagate(_reader(volume, axis, crop), (0, shape[axis]), key, start, spacing, Propagation()))
 
 
-def _reaches_edge(mask: Bool, crop: tuple[slice, slice], sizes: Sequence[int]) -> bool:
-    """Whether the mask touches a side of the crop that is not a side of the slice."""
+def _around(pixels: Sequence[Sequence[int]], half_mm: float, sizes: Sequence[int], spacing_mm: Sequence[float]) -> tuple[slice, slice]:
+    """The crop of the slice that holds the pixels and `half_mm` around them."""
+    crop = []
+    for values, n, step in zip(zip(*pixels, strict=True), sizes, spacing_mm, strict=True):
+        reach = math.ceil(half_mm / step)
+        crop.append(slice(max(0, min(values) - reach), min(n, max(values) + reach + 1)))
+    return crop[0], crop[1]
+
+
+def _inner_edge(crop: tuple[slice, slice], sizes: Sequence[int]) -> Bool:
+    """The outermost pixels of the crop on those of its sides that are not sides of the slice."""
+    edge = np.zeros(tuple(span.stop - span.start for span in crop), dtype=np.bool_)
     for axis, (span, n) in enumerate(zip(crop, sizes, strict=True)):
-        first, last = np.take(mask, 0, axis=axis), np.take(mask, -1, axis=axis)
-        if (span.start > 0 and first.any()) or (span.stop < n and last.any()):
-            return True
-    return False
+        view = np.moveaxis(edge, axis, 0)
+        view[0] |= span.start > 0
+        view[-1] |= span.stop < n
+    return edge
 
 
 def _single_slice_axis(mask: Bool) -> int | None:

@@ -16,7 +16,8 @@ Bool = NDArray[np.bool_]
 Float = NDArray[np.float32]
 Read = Callable[[int], Float]
 Spacing2D = tuple[float, float]
-Box = tuple[slice, slice]
+Spacing = tuple[float, ...]
+Box = tuple[slice, ...]
 
 BINS = 72
 """Bins of the intensity histograms over the compressed scale."""
@@ -102,7 +103,7 @@ def ball(radius_mm: float, spacing_mm: tuple[float, ...]) -> Bool:
     return np.asarray(sum((o * s) ** 2 for o, s in zip(offsets, spacing_mm, strict=True)) <= limit)
 
 
-def clean(mask: Bool, touching: Bool, spacing_mm: Spacing2D) -> Bool:
+def clean(mask: Bool, touching: Bool, spacing_mm: Spacing) -> Bool:
     """The mask without thin bridges and holes, only the parts that touch `touching`."""
     from scipy.ndimage import binary_fill_holes, binary_opening, label
 
@@ -112,7 +113,7 @@ def clean(mask: Bool, touching: Bool, spacing_mm: Spacing2D) -> Bool:
     return np.asarray(binary_fill_holes(np.isin(parts, kept[kept > 0])))
 
 
-def contrast(evidence: Float, mask: Bool, spacing_mm: Spacing2D) -> float:
+def contrast(evidence: Float, mask: Bool, spacing_mm: Spacing) -> float:
     """Mean evidence in the mask less that in the ring around it."""
     from scipy.ndimage import binary_dilation
 
@@ -131,26 +132,25 @@ class Start:
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """A box on a slice: pixels within it, and the squared elliptical radius of each pixel (1 at the middles of the sides)."""
+    """A box in a slice or a volume: what is within it, and the squared elliptical radius (1 at the middles of the sides)."""
 
     box: Box
     within: Bool
     radius: Float
-    spacing_mm: Spacing2D
+    spacing_mm: Spacing
 
     @classmethod
-    def of(cls, box: Box, shape: tuple[int, ...], spacing_mm: Spacing2D) -> _Frame:
+    def of(cls, box: Box, shape: tuple[int, ...], spacing_mm: Spacing) -> _Frame:
         within = np.zeros(shape, dtype=np.bool_)
         within[box] = True
-        away = [
-            (index - (span.start + span.stop - 1) / 2) / max((span.stop - span.start) / 2, 0.5)
-            for index, span in zip(np.ogrid[: shape[0], : shape[1]], box, strict=True)
-        ]
-        return cls(box, within, (away[0] ** 2 + away[1] ** 2).astype(np.float32), spacing_mm)
+        radius = np.zeros(shape, dtype=np.float32)
+        for index, span in zip(np.ogrid[tuple(slice(n) for n in shape)], box, strict=True):
+            radius += np.square((index - (span.start + span.stop - 1) / 2) / max((span.stop - span.start) / 2, 0.5), dtype=np.float32)
+        return cls(box, within, radius, spacing_mm)
 
 
-def start_in_box(image: Float, box: Box, spacing_mm: Spacing2D, inside: Bool, outside: Bool) -> Start | None:
-    """The target in a box drawn tightly around it on one slice; None when nothing stands out.
+def start_in_box(image: Float, box: Box, spacing_mm: Spacing, inside: Bool, outside: Bool) -> Start | None:
+    """The target in a box drawn tightly around it, on one slice or in 3D; None when nothing stands out.
 
     GrabCut's alternation of model and mask from several beginnings (the ellipse that fills the box, each intensity class in it);
     the result that explains the box best wins. `inside`, `outside`: pixels known to be so.
@@ -185,6 +185,7 @@ def _alternate(image: Float, mask: Bool, frame: _Frame, weight: float, inside: B
     """Model from mask, mask from model, at most five times."""
     prior = (weight * (1.0 - frame.radius)).clip(-weight, weight)
     around = (frame.radius < 9) | frame.within
+    made: Start | None = None
     for _ in range(5):
         model = Appearance.fit(image[mask], image[~mask & around])
         if model is None:
@@ -196,62 +197,64 @@ def _alternate(image: Float, mask: Bool, frame: _Frame, weight: float, inside: B
         if not found.any():
             return None
         same = bool((found == mask).all())
-        mask = found
+        mask, made = found, Start(found, model, 0.0)
         if same:
             break
-    return Start(mask, model, _fit_to_box(mask, evidence, frame))
+    return None if made is None else Start(mask, made.model, _fit_to_box(mask, evidence, frame))
 
 
 def _fit_to_box(mask: Bool, evidence: Float, frame: _Frame) -> float:
-    """How well a mask explains its box: sides touched (0..4), evidence in it, less evidence just outside the box and odd filling."""
+    """How well a mask explains its box: sides touched, evidence and contrast, less evidence beyond the sides and odd filling."""
     from scipy.ndimage import binary_dilation
 
     touched = 0.0
     for axis, span in enumerate(frame.box):
-        lines = np.flatnonzero(mask.any(axis=1 - axis))
+        lines = np.flatnonzero(mask.any(axis=tuple(i for i in range(mask.ndim) if i != axis)))
         slack = max(1.0, 0.15 * (span.stop - span.start))
         touched += sum(max(0.0, 1.0 - gap / slack) for gap in (lines[0] - span.start, span.stop - 1 - lines[-1]))
-    ring = binary_dilation(frame.within, iterations=2) & ~frame.within
-    leak = float((evidence[ring] > 0).mean()) if ring.any() else 0.0
-    fill = float(mask[frame.box].mean())
-    return touched - leak + 0.3 * float(evidence[mask].mean()) - 4.0 * abs(fill - 0.6)
+    beyond = binary_dilation(frame.within, iterations=2) & ~frame.within & binary_dilation(mask, iterations=3)
+    leak = float((evidence[beyond] > 0).mean()) if beyond.any() else 0.0
+    usual = 0.58 if mask.ndim == 2 else 0.45
+    odd = max(0.0, abs(float(mask[frame.box].mean()) - usual) - 0.2)
+    apart = contrast(evidence, mask, frame.spacing_mm)
+    return touched / mask.ndim - leak + 0.3 * float(evidence[mask].mean()) + 0.3 * apart - 5.0 * odd
 
 
-def start_at_points(image: Float, inside: Bool, outside: Bool, spacing_mm: Spacing2D) -> Start | None:
-    """The target around the pixels `inside`, without a box: of the connected regions of intensities ever further from those of the
-    seed, the one whose outline lies on the strongest edges. None when there is none."""
-    from scipy.ndimage import binary_dilation, binary_erosion, gaussian_gradient_magnitude, label
+def start_at_points(image: Float, inside: Bool, outside: Bool, edge: Bool, spacing_mm: Spacing2D) -> Start | None:
+    """The target around the pixels `inside`, without a box; None when there is none.
+
+    Of the connected regions of intensities ever further from those of the seed, not reaching the pixels `edge`, the one that is
+    roundest and whose outline lies on the strongest edges; `fit`, 0..1, says how much so."""
+    from scipy.ndimage import binary_dilation, binary_erosion, gaussian_gradient_magnitude
 
     finite = np.isfinite(image)
     seed = binary_dilation(inside, ball(1.5 * max(spacing_mm), spacing_mm)) & finite & ~outside
-    if not (seed.any() and finite.any()):
+    if not seed.any():
         return None
-    middle = float(np.median(image[seed]))
-    calm = np.where(finite, image, np.float32(middle))
-    calm = smooth(calm, spacing_mm)
-    edges = gaussian_gradient_magnitude(calm, [0.6] * 2)
+    calm = smooth(np.where(finite, image, np.float32(np.median(image[seed]))), spacing_mm)
+    edges = gaussian_gradient_magnitude(calm, 0.6)
+    edges /= edges + np.float32(max(6 * float(np.median(edges)), 1e-6))
     away = np.abs(calm - np.float32(np.median(calm[seed])))
-    best_score, best = 0.0, None
-    size = 0
-    for limit in np.unique(np.quantile(away, np.linspace(0.01, 0.9, 32))):
-        parts, _ = label((away <= limit) & finite & ~outside)
-        kept = np.unique(parts[inside])
-        region = np.isin(parts, kept[kept > 0])
-        if region.sum() == size or not region.any():
+    best_score, best, size = 0.0, None, 0
+    for limit in np.unique(np.quantile(away, np.linspace(0.01, 0.9, 40))):
+        region = clean((away <= limit) & finite & ~outside, inside | seed, spacing_mm)
+        if (region & edge).any():
+            break
+        if region.sum() <= max(size, 5):
             continue
         size = int(region.sum())
-        if size < 6 or size > 0.6 * image.size:
-            continue
         rim = region & ~binary_erosion(region, border_value=1)
-        score = float(edges[rim].mean()) if rim.any() else 0.0
+        if not rim.any():
+            continue
+        round_ = min(1.0, 4 * np.pi * size / float(rim.sum()) ** 2)
+        score = float(edges[rim].mean()) * round_**0.5
         if score > best_score:
             best_score, best = score, region
     if best is None:
         return None
-    mask = clean(best, inside | seed, spacing_mm)
-    around = binary_dilation(mask, ball(15.0, spacing_mm)) & ~mask
-    model = Appearance.fit(image[mask], image[around]) if mask.any() else None
-    return None if model is None else Start(mask, model, best_score)
+    around = binary_dilation(best, ball(15.0, spacing_mm)) & ~best
+    model = Appearance.fit(image[best], image[around])
+    return None if model is None else Start(best, model, best_score)
 
 
 # ------------------------------------------------------------------------------------------------------------ propagation
@@ -274,10 +277,6 @@ class Propagation:
     stop_evidence: float = -0.6
     stop_contrast: float = 0.6
     stop_area: float = 0.03
-
-
-KNOWN_EXTENT = Propagation(late=0.0, stop_contrast=0.2, stop_evidence=-1.5)
-"""For a target whose two ends are given, by a 3D box."""
 
 
 def propagate(
