@@ -21,6 +21,7 @@ from seerseg.prompts import Prompt
 from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session
+from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.views import render
 from seerseg.volume import Mask, SourceGeometry, Volume, read_case
 from seerseg.volume.orientation import to_stored
@@ -88,8 +89,12 @@ class Predictor:
 
     @cached_property
     def segmenter(self) -> Segmenter:
-        """The model's segmenter, asked once where several requests of a case come to the same prompt."""
-        return OncePerPrompt(self.model.segmenter)
+        """The model's segmenter, asked once where several requests of a case come to the same prompt.
+
+        Not behind the model's cache: no prompt comes twice for a volume, and hashing it and packing its masks would cost.
+        """
+        made = self.model.segmenter
+        return OncePerPrompt(made.wrapped if isinstance(made, CachedSegmenter) else made)
 
     @cached_property
     def legend(self) -> Legend:

@@ -81,6 +81,11 @@ class CachedSegmenter:
         return self._segmenter.card
 
     @property
+    def wrapped(self) -> Segmenter:
+        """The segmenter that is remembered, for work in which nothing repeats."""
+        return self._segmenter
+
+    @property
     def statistics(self) -> CacheStatistics:
         """Counts since it was made."""
         with self._lock:
