@@ -155,7 +155,8 @@ def main() -> None:
     parameters = sum(p.numel() for p in reasoner.model.parameters()) / 1e6
     length = len(reasoner._encode([reasoner._prompt(asked[0]).text], reasoner._prompt(asked[0]).images)["input_ids"][0])
     print(
-        f"{parameters:.1f}M parameters, {given.device}, {torch.get_num_threads()} threads; {given.images} images of {given.side} px, prompt of {length} tokens"
+        f"{parameters:.1f}M parameters, {given.device}, {torch.get_num_threads()} threads; "
+        f"{given.images} images of {given.side} px, prompt of {length} tokens"
     )
     print(f"{given.requests} requests, {given.tokens} new tokens each, best of {given.repeats}")
     with torch.inference_mode():

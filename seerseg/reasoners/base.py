@@ -47,4 +47,6 @@ class ReasonerFactory(Protocol):
 
     def __call__(
         self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True, **settings: Any
-    ) -> Reasoner: ...
+    ) -> Reasoner:
+        """A loaded reasoner; `settings` are its own."""
+        ...
