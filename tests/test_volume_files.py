@@ -469,7 +469,8 @@ def test_damaged_text_headers(tmp_path: Path) -> None:
     (tmp_path / "a.mha").write_bytes(meta.format("Comment = x").encode() + ramp().tobytes())
     assert read_grid(tmp_path / "a.mha")[1].laterality == "assumed"
     (tmp_path / "a.mhd").write_text(meta.format("Comment = x").replace("LOCAL", "gone.raw"))
-    (tmp_path / "a.nhdr").write_text("NRRD0004\ntype: int16\ndimension: 3\nsizes: 6 5 4\nendian: little\nencoding: raw\ndata file: gone.raw\n\n")
+    lines = ["NRRD0004", "type: int16", "dimension: 3", "sizes: 6 5 4", "endian: little", "encoding: raw", "data file: gone.raw", "", ""]
+    (tmp_path / "a.nhdr").write_text("\n".join(lines))
     for name in ("a.mhd", "a.nhdr"):
         with pytest.raises(ImageError, match=rf"{name} is damaged"):
             read_volume(tmp_path / name)

@@ -23,6 +23,7 @@ GZIP_LEVEL = 2  # on masks as fast as level 1 (300 MB/s) and a tenth smaller; le
 _COMMENT = 6
 _LABEL_INTENT = 1002
 _MAX_DEFLATE_RATIO = 1100
+_CHUNK = 1 << 20
 _SILENT = logging.Logger("seerseg.volume.nifti", level=logging.CRITICAL + 1)
 
 
@@ -218,12 +219,12 @@ def _read_voxels(path: Path, offset: int, dtype: np.dtype[Any], shape_xyz: tuple
             flat = np.empty(count, dtype=dtype)
             into = flat.view(np.uint8).data
             while into:
-                got = file.readinto(into)  # type: ignore[attr-defined]
+                got = file.readinto(into[:_CHUNK])  # type: ignore[attr-defined]  # gzip makes bytes of as much as it is asked for
                 if not got:
                     raise ImageError(short)
                 into = into[got:]
             if packed:
-                while file.read(1 << 20):  # to the end: only there gzip compares its checksum
+                while file.read(_CHUNK):  # to the end: only there gzip compares its checksum
                     pass
     except (OSError, EOFError, zlib.error) as error:
         raise ImageError(f"{path} is damaged or was cut short ({error}). Copy or export it again.") from error

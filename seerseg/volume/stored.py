@@ -71,7 +71,8 @@ def squeeze_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, int, int]:
 def canonical_intensities(stored: Stored) -> tuple[NDArray[Any], tuple[str, ...]]:
     """Decode to a canonical (Z, Y, X) C-order array, int16 where lossless, else float32; and what was decided.
 
-    Voxels that are not finite become the smallest finite one. ImageError when none is finite. At most one copy is made.
+    Voxels that are not finite become the smallest finite one. ImageError when none is finite. An array that is stored in
+    this type and only flipped is turned in place; any other is copied once.
     """
     voxels = stored.decode()
     raw, slope, inter = voxels.raw_xyz.T, voxels.slope, voxels.inter
@@ -79,35 +80,61 @@ def canonical_intensities(stored: Stored) -> tuple[NDArray[Any], tuple[str, ...]
         raise ImageError(f"{stored.path} holds {raw.dtype} values, not one number per voxel. Export it as a plain intensity image.")
     dtype, exact = _lossless_dtype(raw, slope, inter)
     notes: list[str] = []
-    flips_only = (stored.source.orientation == [[0, 1], [1, 1], [2, 1]]).all()
-    if flips_only and slope == 1 and inter == 0 and raw.dtype == dtype and raw.flags.c_contiguous and dtype == np.int16:
-        return _owned(raw), _constant_note(raw)
-    out = np.empty(stored.grid.shape_zyx, dtype=dtype)
-    into = to_stored(out, stored.source.orientation).T
-    missing = 0
-    lowest = np.inf
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in slabs(raw):
-            values = raw[part]
-            if slope != 1 or inter != 0:
-                kind: Any = np.int64 if exact else np.float64
-                values = values.astype(kind) * kind(slope) + kind(inter)
-            into[part] = values
-            if dtype == np.float32:
-                finite = np.isfinite(into[part])
-                count = int(np.count_nonzero(finite))
-                missing += finite.size - count
-                if count:
-                    lowest = min(lowest, float(into[part].min() if count == finite.size else into[part][finite].min()))
-    if missing == out.size:
-        raise ImageError(f"{stored.path} holds no finite voxel, only NaN or infinity. Export the image again.")
-    if missing:
-        for part in slabs(out):
-            out[part][~np.isfinite(out[part])] = lowest
-        notes.append(f"{missing} voxels were not finite and were read as {lowest:g}, the smallest finite value")
     if raw.dtype.kind in "iu" and raw.dtype.itemsize >= 4 and dtype == np.float32 and _beyond(raw, 1 << 24):
         notes.append("integers beyond 16777216 were rounded to float32")
+    kind: Any = np.int64 if exact else np.float64
+    scale = None if slope == 1 and inter == 0 else lambda values: values.astype(kind) * kind(slope) + kind(inter)
+    out = _turned(raw, stored, dtype, scale)
+    if dtype == np.float32:
+        notes += _finite_only(out, stored.path)
     return out, (*notes, *_constant_note(out))
+
+
+def _turned(raw: NDArray[Any], stored: Stored, dtype: Any, scale: Callable[[NDArray[Any]], NDArray[Any]] | None) -> NDArray[Any]:
+    """Stored voxels (z, y, x) as a canonical C-order array of this type."""
+    orientation = stored.source.orientation
+    if scale is None and raw.dtype == dtype and raw.flags.c_contiguous and raw.flags.writeable and (orientation[:, 0] == [0, 1, 2]).all():
+        _flip(raw, *(int(sign) for sign in orientation[::-1, 1]))
+        return raw
+    out = np.empty(stored.grid.shape_zyx, dtype=dtype)
+    into = to_stored(out, orientation).T
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in slabs(raw):
+            into[part] = raw[part] if scale is None else scale(raw[part])
+    return out
+
+
+def _flip(array: NDArray[Any], z: int, y: int, x: int) -> None:
+    """Reverse the axes whose sign is -1, in place, with one plane of extra memory."""
+    if (z, y, x) == (1, 1, 1):
+        return
+    last = len(array) - 1
+    for low in range(len(array) if z > 0 else len(array) // 2 + len(array) % 2):
+        high = low if z > 0 else last - low
+        held = array[low].copy()
+        if high != low:
+            array[low] = array[high][::y, ::x]
+        array[high] = held[::y, ::x]
+
+
+def _finite_only(out: NDArray[np.float32], path: Path) -> list[str]:
+    """Replace what is not finite by the smallest finite value; a note when there was any."""
+    missing, lowest = 0, np.inf
+    for part in slabs(out):
+        values = out[part]
+        finite = np.isfinite(values)
+        count = int(np.count_nonzero(finite))
+        missing += finite.size - count
+        if count < finite.size:
+            values = values[finite]
+        lowest = min(lowest, float(values.min(initial=np.inf)))
+    if missing == out.size:
+        raise ImageError(f"{path} holds no finite voxel, only NaN or infinity. Export the image again.")
+    if not missing:
+        return []
+    for part in slabs(out):
+        out[part][~np.isfinite(out[part])] = lowest
+    return [f"{missing} voxels were not finite and were read as {lowest:g}, the smallest finite value"]
 
 
 def canonical_integers(stored: Stored) -> NDArray[Any]:
@@ -134,21 +161,13 @@ def canonical_integers(stored: Stored) -> NDArray[Any]:
     dtype = next((d for d in (np.uint8, np.uint16, np.int16, np.int32) if np.iinfo(d).min <= low and high <= np.iinfo(d).max), None)
     if dtype is None:
         raise ImageError(f"{stored.path} is no label map: its values reach from {low:g} to {high:g}. Labels are 32-bit integers.")
-    out = np.empty(stored.grid.shape_zyx, dtype=dtype)
-    into = to_stored(out, stored.source.orientation).T
-    for part in slabs(raw):
-        into[part] = np.rint(raw[part].astype(np.float64) * slope + inter) if scaled else raw[part]
-    return out
+    return _turned(raw, stored, dtype, (lambda values: np.rint(values.astype(np.float64) * slope + inter)) if scaled else None)
 
 
 def slabs(array: NDArray[Any]) -> list[slice]:
     """Ranges of the first axis, each of about 16 MB in the array's own type."""
     step = max(1, SLAB_BYTES // max(1, array.nbytes // max(1, array.shape[0])))
     return [slice(a, min(a + step, array.shape[0])) for a in range(0, array.shape[0], step)]
-
-
-def _owned(array: NDArray[Any]) -> NDArray[Any]:
-    return array if array.flags.writeable and not isinstance(array, np.memmap) else np.array(array)
 
 
 def _beyond(raw: NDArray[Any], limit: int) -> bool:
