@@ -28,16 +28,16 @@ def _ending(path: Path) -> str | None:
 
 
 def is_image(path: str | Path) -> bool:
-    """Whether a file's name ends as an image does, or a folder holds DICOM files of its own (their contents are looked at)."""
+    """Whether the name ends as an image's does (nothing is opened), or a folder holds DICOM files of its own (they are looked at)."""
     path = Path(path)
-    return is_dicom_folder(path) if path.is_dir() else _ending(path) is not None and not path.name.startswith(".")
+    return _ending(path) is not None or is_dicom_folder(path)
 
 
 def image_stem(path: str | Path) -> str:
     """The name without its image ending: "a/case_0000.nii.gz" -> "case_0000"; a folder's or other file's name as it is."""
     path = Path(path)
     ending = _ending(path)
-    return path.name[: -len(ending)] if ending and not path.is_dir() else path.name
+    return path.name[: -len(ending)] if ending else path.name
 
 
 def open_stored(path: str | Path, *, labels: bool = False) -> Stored:
