@@ -2,8 +2,9 @@
 #
 #   make_environment FOLDER EXTRAS     e.g. make_environment .venv ".[dev]"
 #
-# A torch that the found Python already has is kept (the environment then sees that Python's packages); otherwise the
-# version in constraints.txt is installed first, so that nothing later replaces it. Environment variables:
+# A torch that the found Python already has, in whatever environment that is, is kept: the new environment then sees that
+# one's packages behind its own. Otherwise the version in constraints.txt is installed first, so that nothing later
+# replaces it. Environment variables:
 #   SEERSEG_PYTHON   the Python to use (default: the first of python3, python3.13, ... that is 3.11 or newer)
 #   SEERSEG_TORCH    what to install as torch (default: torch); pass pip's own options too, e.g. a wheel's path
 
@@ -21,17 +22,27 @@ find_python() {
   die "SeerSeg needs Python 3.11 or newer. Install it, or name it with SEERSEG_PYTHON=/path/to/python."
 }
 
+# The folder of a usable torch in the given Python, or nothing.
+torch_folder() {
+  "$1" -c '
+import os, torch
+version = tuple(int(part) for part in torch.__version__.split("+")[0].split(".")[:2])
+if (2, 8) <= version < (3, 0):
+    print(os.path.dirname(os.path.dirname(torch.__file__)))' 2>/dev/null || true
+}
+
 make_environment() {
-  local folder=$1 extras=$2 python site=()
+  local folder=$1 extras=$2 python existing
   python=$(find_python)
   ENV_BIN="$folder/bin"
   if [ ! -x "$ENV_BIN/python" ]; then
-    if "$python" -c 'import torch; v = tuple(int(p) for p in torch.__version__.split("+")[0].split(".")[:2]); raise SystemExit(not (2, 8) <= v < (3, 0))' 2>/dev/null; then
-      say "Using the torch that $python already has"
-      site=(--system-site-packages)
-    fi
     say "Making the environment $folder"
-    "$python" -m venv "${site[@]}" "$folder" || die "Could not make $folder. On Debian and Ubuntu: apt-get install python3-venv"
+    "$python" -m venv "$folder" || die "Could not make $folder. On Debian and Ubuntu: apt-get install python3-venv"
+    existing=$(torch_folder "$python")
+    if [ -n "$existing" ]; then
+      say "Using the torch in $existing"
+      echo "$existing" >"$("$ENV_BIN/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/existing_torch.pth"
+    fi
   fi
   local pip=("$ENV_BIN/python" -m pip --disable-pip-version-check -q)
   if ! "$ENV_BIN/python" -c 'import torch' 2>/dev/null; then
