@@ -478,6 +478,14 @@ class TestTables:
         overall = found.summary("free text")
         assert overall.macro_dice == pytest.approx(np.mean([found.summary("free text", t).dice.mean for t in {r.target for r in rows}]))
 
+    def test_numbers_in_names_are_sorted_as_numbers(self):
+        found = summarise(About("d", "p"), [row("s1_0", 0.5, target=t) for t in ("L10", "L2", "10", "9", "left")])
+        assert [s.target for s in found.summaries] == ["9", "10", "L2", "L10", "left", ""]
+
+    def test_hits_are_findings_with_some_overlap(self):
+        found = summarise(About("d", "p"), [row("s1_0", 0.09), row("s2_0", 0.1), row("s3_0", 0.9), row("s4_0", 0.0)])
+        assert found.summary("free text").hit_rate == 0.5
+
     def test_means_are_over_cases_not_over_requests(self):
         rows = [row("s1_0", 1.0)] + [row("s2_0", 0.0, style=f"style{i}") for i in range(9)]
         assert summarise(About("d", "p"), rows).summary("free text").dice.mean == 0.5
@@ -518,6 +526,14 @@ class TestCommand:
         assert {r["case"] for r in json.loads(again.stdout)["rows"]} == {"a", "b"}
         assert (tmp_path / "here.json").is_file()
 
+    def test_one_language_split(self, run, raw, tmp_path):
+        predict_perfectly(raw, tmp_path / "out")
+        done = run("-d", 9, "-i", tmp_path / "out", "--language", "test")
+        assert done.exit_code == 0, done.output
+        assert "test language" in done.output
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert {r["style"] for r in summary["rows"]} == {"typo", "label_prompt"}
+
     def test_label_maps_as_nnunet_users_type_it(self, run, raw, tmp_path):
         predict_perfectly(raw, tmp_path / "out")
         gt = raw / "labelsTr"
@@ -533,7 +549,7 @@ class TestCommand:
             file.unlink()
         done = run("-d", 9, "-i", tmp_path / "out")
         assert done.exit_code == 0, done.output
-        assert " map " in done.output
+        assert "K" not in done.output.splitlines()[3]
 
     def test_exit_codes(self, run, raw, tmp_path):
         out = tmp_path / "out"

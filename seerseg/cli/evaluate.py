@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from seerseg.evaluation import Evaluation, References
 
 _SPLITS = ("all", "test", "val", "bank", "train")
+_LANGUAGES = ("all", "train", "val", "test")
 _EPILOG = (
     "Two ways of use. What seerseg_predict wrote for the requests of a dataset: seerseg_evaluate -d 4 -i PREDICTIONS --split test. "
     "Label maps value by value, as nnU-Net: seerseg_evaluate GT_FOLDER PREDICTION_FOLDER -l 1 2 3. "
@@ -33,6 +34,7 @@ _EPILOG = (
 @option("--split", type=click.Choice(_SPLITS), default="all", help="Which cases must be there and are scored.")
 @several("--cases", metavar="ID...", help="Only these cases.")
 @option("--requests", "requests_file", metavar="FILE", help="JSONL of requests instead of the dataset's own.")
+@option("--language", type=click.Choice(_LANGUAGES), default="all", help="Only free text of this language split.")
 @option("--label_maps", is_flag=True, help="With -d: compare label maps value by value, whatever requests there are.")
 @several("-l", "--labels", type=int, metavar="N...", help="Label values to compare (GT_FOLDER form).")
 @option("-djfile", "--dataset_json", metavar="FILE", help="dataset.json that names the labels (GT_FOLDER form).")
@@ -149,6 +151,9 @@ def _score(predictions: Path, dataset: RawDataset | None, references: References
                     f"The requests name case {unknown[0]!r}, which {references.name} does not hold."
                     f"{did_you_mean(unknown[0], dataset.cases)} Mend the file or choose another dataset."
                 )
+        if given["language"] != "all":
+            # Requests that do not say their split, label prompts among them, belong to every one.
+            requests = [r for r in requests if r.language_split in ("", given["language"])]
         prompts = label_prompts(dataset) if dataset is not None else []
         return evaluate_requests(predictions, references, requests, optional=prompts, **settings)
 

@@ -13,6 +13,7 @@ Kind = Literal["label prompt", "free text", "label map"]
 KINDS: tuple[Kind, ...] = ("label prompt", "free text", "label map")
 Truth = Literal["present", "absent", "unknown"]
 ABSENT_STATUS = "absent"
+HIT_DICE = 0.1  # from this Dice on a finding counts as hit, as in ReXGroundingCT
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ class Summary:
     """Present targets of one name ("" for all) and one kind. n: (case, target) pairs; paraphrases: fewest and most per pair.
 
     failures: requests with nothing drawn; false_negatives: of those, answered as absent; answer_rate: share of the requests
-    whose answer was the target's name, None when not known; macro_dice: plain mean of the targets' means (only for "").
+    whose answer was the target's name, None when not known; hit_rate: share of the requests with a Dice of at least
+    HIT_DICE; macro_dice: plain mean of the targets' means (only for "").
     """
 
     target: str
@@ -120,6 +122,7 @@ class Summary:
     failures: int
     false_negatives: int
     answer_rate: float | None
+    hit_rate: float
     macro_dice: float | None
     lesions: Mapping[str, float | None] | None = None
 

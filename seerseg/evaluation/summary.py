@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from seerseg.evaluation.records import ABSENT_STATUS, KINDS, About, Absent, CaseTarget, Cost, Evaluation, Group, Kind, Row, Spread, Summary
+from seerseg.evaluation.records import (
+    ABSENT_STATUS,
+    HIT_DICE,
+    KINDS,
+    About,
+    Absent,
+    CaseTarget,
+    Cost,
+    Evaluation,
+    Group,
+    Kind,
+    Row,
+    Spread,
+    Summary,
+)
 from seerseg.metrics import ParaphraseScores, bootstrap_interval, over_paraphrases, paired_bootstrap
 
 
 def summarise(about: About, rows: Sequence[Row], *, missing: Sequence[str] = (), faults: Sequence[str] = ()) -> Evaluation:
     """Everything that follows from the rows. Rows without scores take no part; absent targets are counted apart."""
-    rows = sorted(rows, key=lambda r: (r.case, r.target, KINDS.index(r.kind), r.request))
+    rows = sorted(rows, key=lambda r: (r.case, _natural(r.target), KINDS.index(r.kind), r.request))
     pairs = case_targets(rows)
     present = [r for r in rows if r.truth == "present" and r.scores is not None]
     free = [r for r in present if r.kind == "free text"]
@@ -29,6 +44,11 @@ def summarise(about: About, rows: Sequence[Row], *, missing: Sequence[str] = (),
         missing=tuple(missing),
         faults=tuple(faults),
     )
+
+
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Sorts "2" before "10", and "L2" before "L10"."""
+    return [(0, int(part)) if part.isdecimal() else (1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def case_targets(rows: Iterable[Row]) -> list[CaseTarget]:
@@ -66,7 +86,7 @@ def _styles(members: Sequence[Row]) -> list[str]:
 
 def _summaries(pairs: Sequence[CaseTarget], present: Sequence[Row]) -> list[Summary]:
     out = []
-    targets = sorted({p.target for p in pairs})
+    targets = sorted({p.target for p in pairs}, key=_natural)
     for target in (*targets, ""):
         for kind in KINDS:
             chosen = [p for p in pairs if p.kind == kind and target in ("", p.target)]
@@ -94,6 +114,7 @@ def _summary(target: str, kind: Kind, pairs: Sequence[CaseTarget], rows: Sequenc
         failures=sum(p.failures for p in pairs),
         false_negatives=sum(p.answered_absent for p in pairs),
         answer_rate=float(np.mean(right)) if right else None,
+        hit_rate=float(np.mean([r.scores is not None and (r.scores.dice or 0.0) >= HIT_DICE for r in rows])),
         macro_dice=float(np.mean([np.mean(v) for v in by_target.values()])) if not target else None,
         lesions=_lesions(rows),
     )
@@ -126,7 +147,7 @@ def _lesions(rows: Sequence[Row]) -> dict[str, float | None] | None:
 
 def _costs(pairs: Sequence[CaseTarget]) -> list[Cost]:
     out = []
-    for target in (*sorted({p.target for p in pairs}), ""):
+    for target in (*sorted({p.target for p in pairs}, key=_natural), ""):
         label, free = (
             {(p.case, p.target): p.dice.mean for p in pairs if p.kind == kind and target in ("", p.target)} for kind in KINDS[:2]
         )

@@ -49,10 +49,7 @@ def _cell(value: Any) -> Any:
 def _header(evaluation: Evaluation) -> str:
     about = evaluation.about
     where = f"split {about.split}" + (f" (fold {about.fold})" if about.fold is not None else "")
-    lines = [
-        f"{about.dataset}, {where}: {count(len(evaluation.rows), 'row')} from {count(evaluation.cases, 'case')} "
-        f"of {count(evaluation.subjects, 'subject')}{language_note(evaluation)}"
-    ]
+    lines = [f"{about.dataset}, {where}: {count(len(evaluation.rows), 'row')} from {cases_note(evaluation)}{language_note(evaluation)}"]
     if about.model:
         parts = [f"{k} {about.model[k]}" for k in ("reasoner", "segmenter", "protocol", "plans", "seed") if about.model.get(k) is not None]
         lines.append(", ".join([*parts, f"bank {about.bank_mode}"]) + (" (predictions of several models)" if about.mixed else ""))
@@ -66,6 +63,13 @@ def _header(evaluation: Evaluation) -> str:
     if about.reference_note:
         lines.append(f"Reference labels: {about.reference_note}")
     return _wrapped(lines)
+
+
+def cases_note(evaluation: Evaluation) -> str:
+    """How many cases of how many subjects; where no subject has two cases, that each case was taken as one."""
+    if evaluation.cases > 1 and all(row.subject == row.case for row in evaluation.rows):
+        return f"{evaluation.cases} cases, each taken as a subject"
+    return f"{count(evaluation.cases, 'case')} of {count(evaluation.subjects, 'subject')}"
 
 
 def language_note(evaluation: Evaluation) -> str:
@@ -93,18 +97,22 @@ def _targets(evaluation: Evaluation) -> str:
     overall = sum(not t for t in targets)
     if single:  # "all" would repeat the only target
         rows = [row for row, target in zip(rows, targets, strict=True) if target]
+    maps_only = all(s.kind == "label map" for s in evaluation.summaries)
+    if maps_only:  # one request per target: nothing varies
+        head, *rows = [[cell for i, cell in enumerate(row) if i not in (1, 3, 6, 7, 8)] for row in [head, *rows]]
+    left, gap = (1, 4) if maps_only else (2, 5)
     widths = [max(len(r[i]) for r in [head, *rows]) for i in range(len(head))]
     out = []
     for number, row in enumerate([head, *rows]):
-        cells = [c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        out.append(" ".join(cells[:5]) + " " + "  ".join(cells[5:]))
+        cells = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        out.append(" ".join(cells[:gap]) + " " + "  ".join(cells[gap:]))
         if number == 0:
             out.append("-" * len(out[0]))
         if number == len(rows) - overall and not single and number:
             out.append("")
-    if evaluation.summaries[0].kind != "label map":
+    if not maps_only:
         out.append("n: cases and targets; K: paraphrases of each; worst, std, var: over paraphrases, then mean over n;")
-        out.append("HD95 in mm; failed: requests with nothing drawn: Dice 0, NSD 0, HD95 the image's diagonal.")
+    out.append(f"HD95 in mm; failed: {'cases' if maps_only else 'requests'} with nothing drawn: Dice 0, NSD 0, HD95 the image's diagonal.")
     return "\n".join(line.rstrip() for line in out)
 
 

@@ -13,7 +13,7 @@ from seerseg import __version__
 from seerseg.errors import NothingToDoError, OutputError
 from seerseg.evaluation import Cost, Evaluation, Group, Row, Summary
 from seerseg.evaluation.records import KINDS
-from seerseg.evaluation.tables import count, language_note
+from seerseg.evaluation.tables import cases_note, count, language_note
 from seerseg.metrics import SURFACE_RULE
 from seerseg.paths import read_json, write_text
 from seerseg.report.plots import pair_order, require_matplotlib, robustness_svg
@@ -59,7 +59,7 @@ def write_report(path: Path, evaluation: Evaluation, pictures: Mapping[str, Path
     require_matplotlib()
     about = evaluation.about
     where = f"split {about.split}" + (f", fold {about.fold}" if about.fold is not None else "")
-    counted = f"{count(evaluation.cases, 'case')} of {count(evaluation.subjects, 'subject')} &middot; {count(len(evaluation.rows), 'row')}"
+    counted = f"{cases_note(evaluation)} &middot; {count(len(evaluation.rows), 'row')}"
     subtitle = f"{where} &middot; {counted}{escape(language_note(evaluation))}"
     parts = [f"<h1>{escape(about.dataset)}</h1>", f'<p class="soft">{subtitle}</p>', _about(evaluation), _cards(evaluation)]
     parts.append(_section("Targets", _targets(evaluation.summaries)))
