@@ -48,6 +48,8 @@ MOST_VOXELS = 250_000
 """Of a 3D box with its surroundings."""
 CLICK_MM = 25.0
 """Most that one click adds around itself."""
+CARVE_MM = 60.0
+"""Farthest that one negative click removes."""
 
 
 def load(*, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> GrowSegmenter:
@@ -373,32 +375,38 @@ def _fit_mask(volume: Volume, previous: Bool, out: Bool) -> None:
 def _apply_points(volume: Volume, mask: Bool, points: Sequence[Point]) -> Bool:
     """Positive points outside the mask extend it, negative ones inside it carve it; afterwards each point lies on its own side."""
     shape, spacing = volume.grid.shape_zyx, volume.grid.spacing_zyx
-    at = [(tuple(_voxel(v, n) for v, n in zip(point.zyx, shape, strict=True)), point.positive) for point in points]
-    wanted = [voxel for voxel, positive in at if positive]
-    unwanted = [voxel for voxel, positive in at if not positive and voxel not in wanted]
+    placed = [(tuple(_voxel(v, n) for v, n in zip(point.zyx, shape, strict=True)), point.positive) for point in points]
+    wanted = [voxel for voxel, positive in placed if positive]
+    unwanted = [voxel for voxel, positive in placed if not positive and voxel not in wanted]
     if not mask.any():
         return mask
     for voxel in wanted:
         if not mask[voxel]:
-            reach = [math.ceil((CLICK_MM + 10) / step) for step in spacing]
-            window = tuple(slice(max(0, v - r), v + r + 1) for v, r in zip(voxel, reach, strict=True))
-            local = tuple(v - span.start for v, span in zip(voxel, window, strict=True))
-            mask[window] = extend(_window(volume, window), mask[window], (local[0], local[1], local[2]), CLICK_MM, spacing)
-    inside = [voxel for voxel in unwanted if mask[voxel]]
-    if inside:
-        window = _bounds(mask)
-        part = mask[window]
-        keep, drop = np.zeros_like(part), np.zeros_like(part)
-        for voxel in inside:
-            drop[tuple(v - span.start for v, span in zip(voxel, window, strict=True))] = True
-        for voxel in wanted:
-            keep[tuple(v - span.start for v, span in zip(voxel, window, strict=True))] = True
-        if not keep.any():
-            keep = _core(part, drop, spacing)
-        mask[window] = carve(_window(volume, window), part, keep, drop, spacing)
+            window, local = _near(voxel, CLICK_MM + 10, mask.shape, spacing)
+            mask[window] = extend(_window(volume, window), mask[window], local, CLICK_MM, spacing)
     for voxel in unwanted:
-        mask[voxel] = False
+        if mask[voxel]:
+            window, local = _near(voxel, CARVE_MM, mask.shape, spacing)
+            part = mask[window]
+            keep, drop = np.zeros_like(part), np.zeros_like(part)
+            drop[local] = True
+            for other in wanted:
+                at = tuple(v - span.start for v, span in zip(other, window, strict=True))
+                if all(0 <= v < n for v, n in zip(at, part.shape, strict=True)):
+                    keep[at] = True
+            mask[window] = carve(_window(volume, window), part, keep if keep.any() else _core(part, drop, spacing), drop, spacing)
+            mask[voxel] = False
     return mask
+
+
+def _near(
+    voxel: tuple[int, ...], radius_mm: float, shape: tuple[int, ...], spacing: tuple[float, ...]
+) -> tuple[tuple[slice, ...], tuple[int, int, int]]:
+    """The window within `radius_mm` of the voxel along each axis, and the voxel's place in it."""
+    reach = [math.ceil(radius_mm / step) for step in spacing]
+    window = tuple(slice(max(0, v - r), min(n, v + r + 1)) for v, r, n in zip(voxel, reach, shape, strict=True))
+    z, y, x = (v - span.start for v, span in zip(voxel, window, strict=True))
+    return window, (z, y, x)
 
 
 def _window(volume: Volume, window: tuple[slice, ...]) -> NDArray[np.float32]:
