@@ -10,15 +10,21 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from seerseg.dataset import Request, label_prompts, open_dataset, write_requests
-from seerseg.errors import DatasetError, NothingToDoError, OutputError, UsageError
+from seerseg.errors import DatasetError, NothingToDoError, OutputError, SeerSegError, UsageError
 from seerseg.evaluation import References, evaluate, evaluate_label_maps, summarise, text_table, write_csv
 from seerseg.evaluation.records import About, Row
 from seerseg.metrics import MaskScores
 from seerseg.paths import write_json
 
 SHAPE = (14, 16, 18)  # x, y, z as stored
+ODDITIES = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 70_000), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=2),
+    st.sampled_from(["ok", "absent", "a.nii.gz", "..", "/", "lay left", "a.json"]),
+)  # fmt: skip
 STYLES = ("formal", "lay", "typo")
 
 
@@ -376,6 +382,21 @@ class TestRefusals:
         assert len(found.faults) == 1
         assert "a.json" in found.faults[0]
 
+    @settings(max_examples=60)
+    @given(st.dictionaries(st.sampled_from(["status", "value", "file", "target_answered", "text", "seconds", "style"]), ODDITIES))
+    def test_whatever_a_case_file_says_of_a_request_is_no_crash(self, raw, tmp_path, entry):
+        dataset = open_dataset(raw)
+        out = tmp_path / "out"
+        save(out / "a.nii.gz", labels_of(), affine())
+        content = {"schema": 1, "case": "a", "model": {}, "requests": [{"id": "a-left-lay", **entry}]}
+        (out / "a.json").write_text(json.dumps(content), encoding="utf-8")
+        try:
+            found = evaluate(out, References.of_dataset(dataset), [r for r in dataset.requests if r.id == "a-left-lay"])
+        except SeerSegError:
+            return
+        json.dumps(found.to_json(), allow_nan=False)
+        text_table(found)
+
     def test_a_file_name_cannot_leave_the_folder(self, raw, tmp_path):
         dataset = open_dataset(raw)
         save(tmp_path / "secret.nii.gz", labels_of() == 1, affine())
@@ -573,6 +594,10 @@ class TestCommand:
             done = run(*words)
             assert done.exit_code == 2, (words, done.output)
             assert "Traceback" not in done.output
+        done = run("-d", 9, "-i", out, "-o", out / "a.nii.gz" / "summary.json")
+        assert done.exit_code == 1
+        assert "Cannot write" in done.output
+        assert "left lung" in done.output  # the numbers are not lost
         (out / "b.nii.gz").write_bytes(b"no image")
         done = run("-d", 9, "-i", out)
         assert done.exit_code == 3

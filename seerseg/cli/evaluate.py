@@ -58,13 +58,14 @@ def evaluate(folders: tuple[str, ...], as_json: bool, output: str | None, **give
         require_matplotlib()  # said before the scoring, not after
     predictions, dataset, references = _sources(folders, given)
     found = _score(predictions, dataset, references, given)
-    _write(found, predictions, dataset, references, output, given)
+    # Shown first: a full disk must not cost the numbers.
     if as_json:
         print_json(found.to_json())
     else:
         from seerseg.evaluation import text_table
 
         click.echo(text_table(found))
+    _write(found, predictions, dataset, references, output, given)
     if found.faults:
         raise SomeCasesFailedError(f"{len(found.faults)} could not be scored, the rest is above. First: {found.faults[0]}")
 

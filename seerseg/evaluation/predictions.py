@@ -153,15 +153,14 @@ class PredictionFolder:
             # A file of its own holds one mask, whatever value it is written with; the case's label map holds several.
             shared = whole is not None and file.name == whole.name
             drawn = Drawn(file, (value,) if shared and isinstance(value, int) else None)
-        seconds = entry.get("seconds")
-        answered = entry.get("target_answered")
+        seconds, answered, text = entry.get("seconds"), entry.get("target_answered"), entry.get("text")
         return Answered(
             drawn=drawn,
             status=status,
-            text=entry.get("text"),
+            text=text if isinstance(text, str) else None,
             answered=str(answered) if answered is not None else None,
             has_answer="target_answered" in entry,
-            seconds=float(seconds) if isinstance(seconds, int | float) else None,
+            seconds=float(seconds) if isinstance(seconds, int | float) and 0 <= seconds < float("inf") else None,
         )
 
 
