@@ -234,6 +234,15 @@ class Vocabulary:
                 return found[0].entry
         return None
 
+    def only(self, splits: Iterable[Split]) -> Vocabulary:
+        """The same structures with the surface forms of these language splits alone; canonical names always stay."""
+        wanted = set(splits)
+        unknown = wanted - set(_SPLITS)
+        if unknown:
+            raise ModelError(f"There is no language split {min(unknown)!r}; they are {', '.join(_SPLITS)}.")
+        kept = {e.name: replace(e, surfaces=tuple(s for s in e.surfaces if s.kind == "name" or s.split in wanted)) for e in self}
+        return replace(self, entries=kept)
+
     def extend(self, descriptions: Mapping[str, LabelDescription]) -> Vocabulary:
         """A vocabulary that also knows a dataset's labels: canonical names, synonyms and the label identifiers themselves.
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 import reasoner_contract as contract
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from lexicon_requests import ABDOMEN, CHEST, HEAD, HIPPOCAMPUS, METS, PELVIS, numbered
 
@@ -170,6 +171,29 @@ def test_a_dataset_brings_its_own_words() -> None:
     assert own.card.identity != LEXICON.card.identity
 
 
+def test_in_experiments_it_knows_the_words_of_a_split_alone(tmp_path: Path) -> None:
+    file = tmp_path / "vocabulary.json"
+    file.write_text('{"schema": 1, "entries": [{"name": "liver", "synonyms": ["hepar", {"form": "iecur", "split": "test"}]}]}')
+    everything, train = load_reasoner(f"lexicon:{file}"), load_reasoner(f"lexicon:{file}", splits=["train"])
+    asked = [contract.dialogue(text, targets=("liver",)) for text in ("hepar", "iecur")]
+    assert [r[0].endswith("<answer>liver</answer>") for r in everything.reply(asked)] == [True, True]
+    assert [r[0].endswith("<answer>liver</answer>") for r in train.reply(asked)] == [True, False]
+    assert everything.card.identity != train.card.identity
+
+
+@pytest.mark.parametrize(
+    ("request_text", "meant"),
+    [
+        ("the hippocampus, but not its posterior part", "anterior hippocampus"),
+        ("hippocampus without the head", "posterior hippocampus"),
+        ("hippocampal body and tail", "posterior hippocampus"),
+        ("the whole hippocampus", "hippocampus"),
+    ],
+)
+def test_a_part_that_is_excluded_leaves_the_rest_of_the_whole(request_text: str, meant: str) -> None:
+    assert answer(request_text, (*HIPPOCAMPUS, "hippocampus", "liver", "brain")) == meant
+
+
 def test_without_names_the_canonical_one_or_the_cleaned_words_are_answered() -> None:
     assert answer("plz segmnt the lft kidny") == "left kidney"
     assert answer("windpipe") == "trachea"
@@ -196,6 +220,7 @@ def test_a_skill_that_was_shown_is_named_only_when_its_kind_was_used() -> None:
     assert "Skill" not in LEXICON.reply([[text_message("user", shown.replace("MESSY_INPUT_REPAIR", "REPORT_STYLE_PARSE"))]])[0][0]
 
 
+@settings(max_examples=30)
 @given(st.text(max_size=300), st.lists(st.text(min_size=1, max_size=20), max_size=4))
 def test_any_request_and_any_names_give_a_wellformed_reply(request: str, names: list[str]) -> None:
     listed = tuple(dict.fromkeys(n.strip() for n in names if n.strip()))

@@ -184,6 +184,11 @@ def test_texts_are_chosen_by_kind_and_language_split(tmp_path: Path) -> None:
     entry = Vocabulary.load(file)["liver"]
     assert entry.texts() == ["liver", "hepar", "bile maker"]
     assert entry.texts(kinds=["synonym"], splits=["val", "test"]) == ["iecur", "jecur"]
+    train = Vocabulary.load(file).only(["train"])
+    assert [c.entry.name for c in train.lookup("hepar")] == ["liver"]
+    assert train.lookup("iecur") == []
+    with pytest.raises(ModelError, match="no language split 'dev'"):
+        train.only(["dev"])  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from seerseg.reasoners.reading import (
     said_by_plural,
     tokenise,
 )
-from seerseg.vocabulary import DEFAULT_FILE, Entry, LabelDescription, Side, Vocabulary
+from seerseg.vocabulary import DEFAULT_FILE, Entry, LabelDescription, Side, Split, Vocabulary
 
 VERSION = 1
 ACCEPT = 0.5  # a mention below this is no answer; set on the tuning half of the request set in the tests
@@ -248,6 +248,8 @@ class _Reader:
         if mention.negated:
             rank *= 0.6 if side in ("left", "right") and sense.entry.side == side and self._only_sides_negated(mention) else 0.2
         rank *= 0.7 if sense.entry.name in _GENERIC else 1.0
+        if mention.described and any(mention.positions <= named.positions for named in self.mentions):
+            rank *= 0.7  # these words are a name already
         return _Ranked(mention, sense, sense.entry, listed, rank * 0.995 ** min(mention.positions))
 
     def _open_side(self, sense: Sense) -> bool:
@@ -404,8 +406,8 @@ def _side_fit(sense: Sense, side: Side | None, open_side: bool) -> float:
     if own is None or own == side:
         return 1.0
     if side is None:
-        if sense.kind == "abbreviation" and own != "both" and sense.text[:1] == own[0].upper():
-            return 1.0  # "LK" says its side
+        if sense.tells_side:
+            return 1.0
         return 0.95 if own == "both" or open_side else 0.4
     return 0.0
 
@@ -422,7 +424,11 @@ def load(
     offline: bool = True,
     vocabulary: Vocabulary | None = None,
     descriptions: Mapping[str, LabelDescription] | None = None,
+    splits: Sequence[Split] | None = None,
 ) -> LexiconReasoner:
-    """The lexicon; `source` may name a vocabulary file of the built-in one's schema."""
+    """The lexicon; `source` may name a vocabulary file of the built-in one's schema. splits: the language splits whose words
+    it may know (experiments: "train" alone); None for all."""
     chosen = vocabulary if source is None else Vocabulary.load(Path(source))
+    if splits is not None:
+        chosen = (chosen or Vocabulary.load()).only(splits)
     return LexiconReasoner(vocabulary=chosen, descriptions=descriptions)

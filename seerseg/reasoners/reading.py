@@ -23,6 +23,8 @@ def _pairs(text: str) -> frozenset[tuple[str, str]]:
 
 
 MAX_CHARS = 4000
+MAX_REPEATS = 24
+"""A word that is repeated more often says nothing more."""
 _CHUNK = re.compile(r"[^\s]+")
 _SPACED = re.compile(r"(?<!\w)(?:[^\W\d_]\s){3,}[^\W\d_](?!\w)")
 _LEET = str.maketrans({"0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "@": "a", "$": "s", "!": "i", "|": "l"})
@@ -108,12 +110,13 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Sense:
-    """One structure that a bag of roots can mean."""
+    """One structure that a bag of roots can mean. tells_side: an abbreviation with the side in it ("LK")."""
 
     entry: Entry
     side: Side | None
     kind: str
     text: str
+    tells_side: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +151,10 @@ class Words:
         spelt: set[str] = set(vocabulary.roots) | {w for w in vocabulary.side_words if len(w) > 3}
         counts: dict[str, set[str]] = {}
         for bag, forms in vocabulary.bags.items():
-            self.senses[bag] = tuple(dict.fromkeys(Sense(e, s.side, s.kind, s.text) for e, s in forms))
+            both = {s.text for _, s in forms if s.side == "both"}
+            self.senses[bag] = tuple(
+                dict.fromkeys(Sense(e, s.side, s.kind, s.text, s.kind == "abbreviation" and s.text not in both) for e, s in forms)
+            )
             for root in bag:
                 self.inverted.setdefault(root, []).append(bag)
                 counts.setdefault(root, set()).update(e.base for e, _ in forms)
@@ -376,7 +382,9 @@ def find_mentions(tokens: Sequence[Token], index: Words) -> list[Mention]:
         for word, paid in token.options:
             root = index.vocabulary.root(word)
             for bag in index.inverted.get(root, ()):
-                hits.setdefault(bag, {}).setdefault(root, []).append((number, paid, word))
+                places = hits.setdefault(bag, {}).setdefault(root, [])
+                if len(places) < MAX_REPEATS:
+                    places.append((number, paid, word))
     negated = negated_positions(tokens)
     found = [m for bag, places in hits.items() if len(places) == len(bag) for m in _placed(bag, places, tokens, index, negated)]
     kept: list[Mention] = []
@@ -412,9 +420,11 @@ def _placed(
             continue
         low, high = min(positions), max(positions)
         between = [n for n in range(low, high + 1) if n not in positions and tokens[n].side is None and tokens[n].word not in _SKIPPED]
+        if any(" and " in sense.text for sense in index.senses[bag]):
+            between = [n for n in between if tokens[n].word != "and"]
         if (
             len(between) > 2
-            or any(tokens[n].word in ("and", "or", "but", "not") for n in between)
+            or any(tokens[n].word in ("and", "or", "but") or tokens[n].word in _NEGATORS for n in between)
             or tokens[low].clause != tokens[high].clause
         ):
             continue
@@ -470,14 +480,16 @@ def after_verb(tokens: Sequence[Token], mention: Mention) -> bool:
 def find_descriptions(tokens: Sequence[Token], index: Words) -> list[Mention]:
     """Structures that the words describe by what they do, look like or lie beside, best first; score 0..1."""
     said: dict[str, int] = {}
+    sure: dict[str, float] = {}
     unexplained = 0.0
     for number, token in enumerate(tokens):
         if token.side is not None or token.word in _STOP or token.word in _VERBS:
             continue
-        options = [stem(index.vocabulary.root(word)) for word, _ in token.options]
-        usable = [one for one in options if one in index.stem_weight]
-        for one in usable:
-            said.setdefault(one, number)
+        options = [(stem(index.vocabulary.root(word)), 1 - paid / max(3, len(word))) for word, paid in token.options]
+        usable = [(one, quality) for one, quality in options if one in index.stem_weight]
+        for one, quality in usable:
+            if quality > sure.get(one, 0.0):
+                said[one], sure[one] = number, quality
         if not usable:
             unexplained += 1.0 if token.word in index.vocabulary.ordinary else 2.0
     numbers = {n for one in said for n in index.by_stem[one]}
@@ -489,12 +501,13 @@ def find_descriptions(tokens: Sequence[Token], index: Words) -> list[Mention]:
         shared = [one for one in stems if one in said]
         if len(shared) < 2:
             continue
-        gained = sum(index.stem_weight[one] for one in shared)
+        gained = sum(index.stem_weight[one] * sure[one] for one in shared)
         coverage = gained / sum(index.stem_weight[one] for one in stems)
         score = 0.7 * coverage + 0.3 * gained / total
         senses = tuple(Sense(e, e.side, "description", text) for e in entries)
         positions = frozenset(said[one] for one in shared)
-        found.append(Mention(positions, senses, score, negated=not negated.isdisjoint(positions), described=True))
+        says_not = not _NEGATORS.isdisjoint(text.split())
+        found.append(Mention(positions, senses, score, negated=not says_not and not negated.isdisjoint(positions), described=True))
     return sorted(found, key=lambda m: (-m.score, min(m.positions)))
 
 
