@@ -85,6 +85,12 @@ def test_label_descriptions_and_label_prompts(tmp_path: Path) -> None:
     (folder / "label_descriptions.json").write_text(json.dumps(described))
     dataset = open_dataset(folder)
     assert dataset.descriptions["L1"].synonyms == ("L1 vertebra",)
+    inner = {"L1": described["L1"]}
+    (folder / "label_descriptions.json").write_text(json.dumps({"schema": 1, "labels": inner}))
+    assert open_dataset(folder).descriptions == dataset.descriptions
+    (folder / "label_descriptions.json").write_text(json.dumps({"schema": 1, "labels": ["L1"]}))
+    with pytest.raises(DatasetError, match="must map label names"):
+        open_dataset(folder)
     prompts = label_prompts(dataset)
     assert [(r.case, r.text, r.target) for r in prompts] == [
         ("p", "first lumbar vertebra", ("L1",)),

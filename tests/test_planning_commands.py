@@ -148,6 +148,8 @@ def test_cases_that_come_later_are_told(folders: tuple[Path, Path]) -> None:
         ("plan_and_preprocess", "-d 7", 2, "There is no dataset '7'"),
         ("plan_and_preprocess", "-d 4 --no_pre", 2, "No such option"),
         ("plan_and_preprocess", "-d 4 -np 0", 2, "not in the range"),
+        ("plan_and_preprocess", "-d 4 -p ../x", 2, "cannot name a plans file"),
+        ("plan", "-d 4 -p splits", 2, "cannot name a plans file"),
         ("plan", "-d 4", 1, "Run seerseg_fingerprint -d Dataset004_Toy first"),
         ("preprocess", "-d 4", 1, "Run seerseg_plan -d Dataset004_Toy first"),
     ],

@@ -27,7 +27,17 @@ def _datasets(function: Function) -> Function:
 
 
 def _plans_name(function: Function) -> Function:
-    return option("-p", "--plans_name", default="plans", metavar="NAME", help="Name of the plans file, without .json.")(function)
+    return option("-p", "--plans_name", default="plans", metavar="NAME", callback=_checked, help="Name of the plans file, without .json.")(
+        function
+    )
+
+
+def _checked(context: click.Context, parameter: click.Parameter, name: str) -> str:
+    from seerseg.paths import safe_name
+
+    if safe_name(name) != name or name in ("fingerprint", "splits"):
+        raise click.BadParameter(f"{name!r} cannot name a plans file; use letters, digits, '.', '_' and '-'.", context, parameter)
+    return name
 
 
 def _workers(function: Function) -> Function:

@@ -379,6 +379,8 @@ def _descriptions(path: Path, labels: Mapping[str, tuple[int, ...]], faults: _Fa
     except DatasetError as error:
         faults.error("bad-description", None, str(error), "Without it labels go by their own names.")
         return {}
+    if isinstance(listed, dict) and "labels" in listed and "labels" not in labels:
+        listed = listed["labels"]
     if not isinstance(listed, dict):
         faults.error("bad-description", None, f"{path} must map label names to descriptions.", "Mend it.")
         return {}
