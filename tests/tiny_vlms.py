@@ -145,6 +145,46 @@ def llava(folder: Path) -> Path:
     return folder
 
 
+def gemma3(folder: Path) -> Path:
+    """A Gemma 3: sliding windows, image tokens that see each other; its prefix is not shared."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3ImageProcessorPil, PreTrainedTokenizerFast
+
+    named = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    plain = tokenizer()
+    plain.add_special_tokens({"additional_special_tokens": list(named.values())})
+    words = PreTrainedTokenizerFast(
+        tokenizer_object=plain._tokenizer, pad_token="<pad>", unk_token="<unk>", eos_token="<|im_end|>", extra_special_tokens=named
+    )
+    torch.manual_seed(0)
+    ids = {f"{name}_index": words.convert_tokens_to_ids(token) for name, token in named.items()}
+    text = _text(words) | {"sliding_window": 16, "query_pre_attn_scalar": 8}
+    vision = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": 32,
+        "patch_size": 8,
+    }
+    model = Gemma3ForConditionalGeneration(
+        Gemma3Config(
+            text_config=text | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+            vision_config=vision,
+            mm_tokens_per_image=4,
+            tie_word_embeddings=False,
+            **ids,
+        )
+    )
+    _spread(model)
+    model.save_pretrained(folder)
+    words.chat_template = IDEFICS_TEMPLATE.replace("<image>", "<start_of_image>")
+    words.save_pretrained(folder)
+    Gemma3ImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    _name_processor(folder, "Gemma3Processor", image_seq_length=4)
+    return folder
+
+
 def _spread(model: Any) -> None:
     """Larger random weights, so that replies differ from dialogue to dialogue and images matter."""
     import torch

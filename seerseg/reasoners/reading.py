@@ -1,7 +1,6 @@
 """Reading a request's words without a model: tokens, repaired spelling, sides, negation, and which structures they mention.
 
-Everything is deterministic and works on the words alone. Costs are in edits: 1 for an arbitrary letter, less for what keyboards,
-ears and haste do (neighbouring keys, doubled letters, swapped letters, vowels). Matching ignores word order and inflection.
+Everything is deterministic and works on the words alone. Matching ignores word order and inflection.
 """
 
 from __future__ import annotations
@@ -12,9 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from rapidfuzz import process
-from rapidfuzz.distance import OSA
-
+from seerseg.reasoners.spelling import nearest
 from seerseg.vocabulary import Entry, Side, Vocabulary, fold, words
 
 
@@ -29,9 +26,6 @@ _CHUNK = re.compile(r"[^\s]+")
 _SPACED = re.compile(r"(?<!\w)(?:[^\W\d_]\s){3,}[^\W\d_](?!\w)")
 _LEET = str.maketrans({"0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "@": "a", "$": "s", "!": "i", "|": "l"})
 _LEET_I = str.maketrans({"0": "o", "1": "i", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "@": "a", "$": "s", "!": "i", "|": "i"})
-_ROWS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
-_VOWELS = frozenset("aeiouy")
-_ALIKE = tuple(frozenset(pair) for pair in "ck sz cs fv iy gj kq nm".split())
 _STOP = frozenset(
     """
     a about after all also around an and any are as at be been being both but by can could do does done for from had has have he her
@@ -196,52 +190,6 @@ def stem(word: str) -> str:
     return word[:-1] if len(word) > 3 and word[-1] == word[-2] else word
 
 
-@lru_cache(maxsize=16384)
-def cost(written: str, meant: str) -> float:
-    """Weighted edits from what was written to what was meant (optimal string alignment)."""
-    rows, columns = len(written), len(meant)
-    before: list[float] = []
-    previous = [0.0]
-    for j in range(columns):
-        previous.append(previous[-1] + _insertion(meant, j))
-    for i in range(1, rows + 1):
-        a = written[i - 1]
-        dropped = 0.5 if i > 1 and a == written[i - 2] else 1.0
-        current = [previous[0] + dropped]
-        for j in range(1, columns + 1):
-            b = meant[j - 1]
-            best = min(previous[j] + dropped, current[j - 1] + _insertion(meant, j - 1), previous[j - 1] + _substitution(a, b))
-            if i > 1 and j > 1 and a == meant[j - 2] and written[i - 2] == b and a != b:
-                best = min(best, before[j - 2] + 0.7)
-            current.append(best)
-        before, previous = previous, current
-    return previous[-1] + (0.5 if written[:1] != meant[:1] else 0.0)
-
-
-def _insertion(meant: str, j: int) -> float:
-    if j > 0 and meant[j] == meant[j - 1]:
-        return 0.5
-    return 0.8 if meant[j] in _VOWELS else 1.0
-
-
-@lru_cache(maxsize=2048)
-def _substitution(a: str, b: str) -> float:
-    if a == b:
-        return 0.0
-    if a in _VOWELS and b in _VOWELS:
-        return 0.6
-    if any(a in pair and b in pair for pair in _ALIKE):
-        return 0.5
-    for row, keys in enumerate(_ROWS):
-        i = keys.find(a)
-        if i >= 0:
-            for other in (row - 1, row, row + 1):
-                j = _ROWS[other].find(b) if 0 <= other < 3 else -1
-                if j >= 0 and abs(i - j) <= 1:
-                    return 0.6
-    return 1.0
-
-
 def tokenise(text: str, index: Words) -> list[Token]:
     """The words of a request, repaired where they are no known word; run-together and spaced-out words are mended."""
     raw: list[tuple[str, int]] = []
@@ -305,21 +253,7 @@ def _parted(word: str, known: frozenset[str]) -> tuple[str, ...] | None:
 def _options(word: str, index: Words) -> tuple[tuple[str, float], ...]:
     if word in index.known or len(word) < 3 or word.isdigit():
         return ((word, 0.0),)
-    return _nearest(word, index)
-
-
-def _nearest(word: str, index: Words) -> tuple[tuple[str, float], ...]:
-    edits = 1 if len(word) <= 3 else 2 if len(word) <= 7 else 3
-    near = process.extract(word, index.content, scorer=OSA.distance, score_cutoff=edits, limit=24)
-    allowed = 0.26 * len(word) + 0.12
-    priced = sorted((round(cost(word, other), 3), -len(other), other) for other, _, _ in near)
-    kept = [(other, paid) for paid, _, other in priced if paid <= allowed or _lost_a_letter(word, other)][:4]
-    return tuple(kept) or ((word, 0.0),)
-
-
-def _lost_a_letter(word: str, other: str) -> bool:
-    """ "lng" of "lung": short words cannot afford an edit, but inner letters do get lost."""
-    return len(word) == 3 and len(other) == 4 and word[0] == other[0] and word[2] == other[3] and word[1] in other[1:3]
+    return nearest(word, index.content) or ((word, 0.0),)
 
 
 def _with_sides(tokens: Sequence[Token], vocabulary: Vocabulary) -> list[Token]:
