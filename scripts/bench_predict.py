@@ -2,7 +2,7 @@
 
     python scripts/bench_predict.py                               300 x 512 x 512 int16, three prompts, segmenter `scripted`
     python scripts/bench_predict.py --segmenter nano --shape 150 256 256
-    python scripts/bench_predict.py --part overlap --cases 8
+    python scripts/bench_predict.py --part overlap --cases 8 --wait_s 0.5     a segmenter that takes half a second of another device
 
 Peak memory is the high-water mark of resident memory during the run, less what is resident after a small scan was predicted
 with the same model (so that code, weights and workspaces that do not grow with the scan are not counted).
@@ -41,13 +41,17 @@ def synthetic(shape_zyx: tuple[int, int, int], path: Path, seed: int = 0) -> Pat
     return path
 
 
-def predictor(name: str, device: str) -> Predictor:
+def predictor(name: str, device: str, wait_s: float = 0.0) -> Predictor:
     """The named segmenter; `scripted` thresholds the scan in place of a network, so that what is measured is the rest."""
     if name != "scripted":
         return Predictor(name, "verbatim", device=device)
     from seerseg.segmenters.scripted import ScriptedSegmenter
 
     half = {"left lung": slice(None, 0, -1), "right lung": slice(None)}
+
+    def spine(volume: Any, prompt: Any) -> Any:
+        time.sleep(wait_s)
+        return volume.array > 300
 
     def lung(side: str) -> Any:
         def draw(volume: Any, prompt: Any) -> Any:
@@ -60,7 +64,7 @@ def predictor(name: str, device: str) -> Predictor:
         return draw
 
     script = {name: lung(name) for name in half}
-    script["spine"] = lambda volume, prompt: volume.array > 300
+    script["spine"] = spine
     return Predictor(ScriptedSegmenter(script, identity="bench"), "verbatim", device=device)
 
 
@@ -102,12 +106,14 @@ def measure_memory(shape_zyx: tuple[int, int, int], segmenter: str, device: str,
     }
 
 
-def measure_overlap(shape_zyx: tuple[int, int, int], segmenter: str, device: str, cases: int, folder: Path) -> dict[str, Any]:
+def measure_overlap(
+    shape_zyx: tuple[int, int, int], segmenter: str, device: str, cases: int, wait_s: float, folder: Path
+) -> dict[str, Any]:
     """Seconds for several scans with and without overlap, the faster of two runs each."""
     (folder / "many").mkdir()
     for i in range(cases):
         synthetic(shape_zyx, folder / "many" / f"case{i}.nii.gz", seed=i)
-    model = predictor(segmenter, device)
+    model = predictor(segmenter, device, wait_s)
     seconds: dict[bool, list[float]] = {True: [], False: []}
     for repeat in range(2):
         for overlap in (True, False):
@@ -119,6 +125,7 @@ def measure_overlap(shape_zyx: tuple[int, int, int], segmenter: str, device: str
         "segmenter": segmenter,
         "shape_zyx": list(shape_zyx),
         "cases": cases,
+        "wait_s": wait_s,
         "overlapped_s": round(overlapped, 2),
         "serial_s": round(serial, 2),
         "serial_over_overlapped": round(serial / overlapped, 2),
@@ -133,13 +140,14 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=(300, 512, 512), metavar=("Z", "Y", "X"))
     parser.add_argument("--overlap_shape", type=int, nargs=3, default=(100, 256, 256), metavar=("Z", "Y", "X"))
     parser.add_argument("--cases", type=int, default=6)
+    parser.add_argument("--wait_s", type=float, default=0.0, help="seconds that the scripted segmenter waits, as for a GPU")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if given.part in ("memory", "both"):
             print(json.dumps(measure_memory(tuple(given.shape), given.segmenter, given.device, folder)))
         if given.part in ("overlap", "both"):
-            print(json.dumps(measure_overlap(tuple(given.overlap_shape), given.segmenter, given.device, given.cases, folder)))
+            print(json.dumps(measure_overlap(tuple(given.overlap_shape), given.segmenter, given.device, given.cases, given.wait_s, folder)))
 
 
 if __name__ == "__main__":

@@ -527,3 +527,45 @@ def test_file_suffixes_are_safe_and_distinct() -> None:
     assert len({s.casefold() for s in made.values()}) == 5
     assert all("/" not in s and " " not in s for s in made.values())
     assert made["x"] != "x"
+
+
+def test_a_model_folder_brings_its_labels_and_parts(root: Path) -> None:
+    from seerseg.model import ModelSpec, write_spec
+
+    folder = root / "model"
+    folder.mkdir()
+    spec = ModelSpec(
+        reasoner="verbatim",
+        segmenter=f"scripted:{root / 'script.json'}",
+        targets=("liver", "spleen"),
+        closed=True,
+        label_values={"liver": (3,), "spleen": (8,), "both": (3, 8)},
+        dataset="Dataset004_Organs",
+        fold=0,
+    )
+    write_spec(folder, spec)
+    report = run(root, "Liver", "spleen", "aorta", model=Predictor(model_folder=folder, device="cpu"))
+    told = record(root, "case0")
+    assert told["legend"] == {"3": "liver", "8": "spleen"}
+    assert [r["status"] for r in told["requests"]] == ["ok", "ok", "fault"]
+    assert report.count("partial") == 4
+    assert told["model"]["dataset"] == "Dataset004_Organs"
+
+
+def test_the_datasets_modality_is_told_to_the_model(root: Path) -> None:
+    seen: list[str | None] = []
+
+    def look(volume: Volume, prompt: Prompt) -> Any:
+        seen.append(volume.modality)
+        return volume.array > 80
+
+    meta = {"channel_names": {"0": "CT"}, "labels": {"background": 0, "liver": 1}, "file_ending": ".nii.gz"}
+    (root / "dataset.json").write_text(json.dumps(meta))
+    (root / "imagesTr").mkdir()
+    shutil.copy(root / "images" / "case0_0000.nii.gz", root / "imagesTr")
+    model = Predictor(ScriptedSegmenter({"liver": look}, identity="fixed"), "verbatim", device="cpu")
+    run(root, "liver", model=model)
+    assert seen == ["CT"] * 4
+    assert record(root, "case0")["image"]["modality"] == "CT"
+    run(root, "liver", model=model, options=Options(modality="MR"))
+    assert seen[4:] == ["MR"] * 4

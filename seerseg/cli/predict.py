@@ -155,7 +155,8 @@ def _print_report(report: RunReport, *, as_json: bool, verbose: bool, signal: st
     _listed(say, "Ignored", report.ignored, verbose)
     _listed(say, "Note", report.notes, verbose)
     _table(say, report, verbose)
-    _listed(say, "Problem", report.problems, verbose)
+    _listed(say, "Warning", [f"{r.case}: {line}" for r in report.results for line in r.record.get("warnings", [])], verbose)
+    _listed(say, "Problem", [*report.problems, *_unanswered(report)], verbose)
     counts = ", ".join(f"{n} {word}" for word, n in _counts(report) if n)
     used = f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB"
     say(f"{report.total} cases: {counts or 'none begun'}. {used}. Masks are in {report.output}")
@@ -165,6 +166,17 @@ def _print_report(report: RunReport, *, as_json: bool, verbose: bool, signal: st
         say(f"Not done yet, over all parts ({len(report.missing)}): {listed}{more}")
     if report.interrupted:
         say(f"Stopped by {signal or 'a signal'} with {len(report.not_started)} cases left. Run the same command again to continue.")
+
+
+def _unanswered(report: RunReport) -> list[str]:
+    """A line for each request that failed in a case that did not fail as a whole."""
+    return [
+        f"{result.case}, request {request.get('id')}: {request.get('message')}"
+        for result in report.results
+        if result.status == "partial" or (result.status == "failed" and not result.error)
+        for request in result.record.get("requests", [])
+        if request.get("status") in ("failed", "fault", "unsupported")
+    ]
 
 
 def _counts(report: RunReport) -> list[tuple[str, int]]:

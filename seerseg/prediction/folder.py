@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from seerseg.dataset import CaseFiles, Inputs, find_inputs, open_dataset
+from seerseg.dataset import CaseFiles, Inputs, LabelDescription, find_inputs, open_dataset
 from seerseg.dataset.raw import label_values
 from seerseg.errors import EXIT_DONE, EXIT_REQUEUE, EXIT_SOME_FAILED, DatasetError, OutputError, SeerSegError, UsageError
 from seerseg.paths import read_json
@@ -119,15 +119,17 @@ def predict_folder(
     predictor.load()
     with Ledger(folder, num_parts=num_parts, part_id=part_id) as ledger:
         clean(folder, [work.case for work in mine])
+        beside = dataset_beside(inputs, notes) or DatasetBeside()
         run = Stages(
             folder,
             predictor,
-            run_legend(inputs, predictor, notes),
+            predictor.legend if predictor.legend.values or not beside.values else Legend(beside.values),
             options,
             inputs,
             ledger,
-            frozenset(w.case for w in every),
-            lambda r: progress(r, len(mine)),
+            frozenset(work.case for work in every),
+            beside.modalities,
+            lambda result: progress(result, len(mine)),
         )
         pipeline: Pipeline[Work] = Pipeline(
             read=run.read,
@@ -161,31 +163,39 @@ def predict_folder(
     )
 
 
-def run_legend(inputs: Inputs, predictor: Predictor, notes: list[str]) -> Legend:
-    """The legend of a run: the model's dataset's; else that of the dataset which the input folder belongs to, by label, canonical name
-    and synonym; else that of the names that may be answered."""
-    if predictor.legend.values:
-        return predictor.legend
-    for folder in (inputs.folder, inputs.folder.resolve().parent):
+@dataclass(frozen=True)
+class DatasetBeside:
+    """The dataset that an input folder belongs to. values: by normalised label, canonical name and synonym."""
+
+    values: Mapping[str, int] = field(default_factory=dict)
+    modalities: tuple[str | None, ...] = ()
+
+
+def dataset_beside(inputs: Inputs, notes: list[str]) -> DatasetBeside | None:
+    """What the dataset.json in the input folder or the one above it says; None when there is none. One that cannot be read is noted."""
+    for folder in dict.fromkeys((inputs.folder, inputs.folder.resolve().parent)):
         path = folder / "dataset.json"
-        if inputs.kind != "jobs" and path.is_file():
+        if inputs.kind == "jobs" or not path.is_file():
+            continue
+        modalities: tuple[str | None, ...] = ()
+        descriptions: Mapping[str, LabelDescription] = {}
+        try:
+            dataset = open_dataset(folder, strict=False)
+            labels, descriptions, modalities = dataset.labels, dataset.descriptions, dataset.modalities
+        except SeerSegError:  # a folder of test cases alone has label values too
             try:
-                dataset = open_dataset(folder, strict=False)
-                labels, descriptions = dataset.labels, dataset.descriptions
-            except SeerSegError:
-                try:
-                    labels, descriptions = label_values(read_json(path, DatasetError), path)[0], {}
-                except (SeerSegError, AttributeError) as error:
-                    notes.append(f"Label values do not follow {path}, as it cannot be read: {error}")
-                    continue
-            values: dict[str, int] = {}
-            for label, numbers in labels.items():
-                described = descriptions.get(label)
-                for name in (label, *((described.canonical, *described.synonyms) if described else ())):
-                    if len(numbers) == 1:
-                        values.setdefault(normalise_name(name), numbers[0])
-            return Legend(values)
-    return predictor.legend
+                labels = label_values(read_json(path, DatasetError), path)[0]
+            except (SeerSegError, AttributeError) as error:
+                notes.append(f"Label values do not follow {path}, as it cannot be read: {error}")
+                continue
+        values: dict[str, int] = {}
+        for label, numbers in labels.items():
+            described = descriptions.get(label)
+            for name in (label, *((described.canonical, *described.synonyms) if described else ())):
+                if len(numbers) == 1:
+                    values.setdefault(normalise_name(name), numbers[0])
+        return DatasetBeside(values, modalities)
+    return None
 
 
 def check_output(folder: Path, source: Path) -> Path:

@@ -26,6 +26,7 @@ from seerseg.prediction.questions import Asked, BadRequest
 from seerseg.vocabulary import Vocabulary, words
 from seerseg.volume import Volume, read_case, read_grid
 
+SUMMARISED = ("id", "text", "target_answered", "status", "volume_ml", "file", "value", "message")
 _COLOURS = ((230, 60, 60), (70, 200, 90), (80, 140, 255), (250, 200, 50), (200, 90, 230), (60, 210, 210), (255, 140, 60), (180, 220, 90))
 
 
@@ -60,8 +61,8 @@ class Options:
 
 @dataclass(frozen=True)
 class CaseResult:
-    """What became of a case. status: "done", "skipped" (done before), "partial" or "failed"; record: its JSON, {} when there is
-    none; fault: the traceback when it failed for a reason that is a bug."""
+    """What became of a case. status: "done", "skipped" (done before), "partial" or "failed"; record: "warnings" and "requests" of
+    its JSON, with what a summary needs of each (`SUMMARISED`); fault: the traceback when it failed for a reason that is a bug."""
 
     case: str
     status: str
@@ -106,10 +107,11 @@ class Stages:
         inputs: Inputs,
         ledger: Ledger,
         taken: frozenset[str],
+        modalities: Sequence[str | None],
         report: Callable[[CaseResult], None],
     ) -> None:
         self.folder, self.predictor, self.legend, self.options, self.inputs = folder, predictor, legend, options, inputs
-        self.ledger, self.taken, self.report = ledger, taken, report
+        self.ledger, self.taken, self.modalities, self.report = ledger, taken, modalities, report
         self.results: list[CaseResult] = []
         self._lock = threading.Lock()
 
@@ -210,7 +212,7 @@ class Stages:
         with self._lock:
             self._remove_stale(work, {path.name for path in written})
             self.ledger.append(entry)
-        record = read_json(written[-1]) if written else {}
+        record = self._record(work) if written else {}
         self._finish(CaseResult(work.case, outcome.status, outcome.error, entry.seconds, record, work.bug))
 
     def _finish(self, result: CaseResult) -> None:
@@ -229,7 +231,12 @@ class Stages:
 
     def _key(self, work: Work) -> str:
         asked = [(r.id, r.text) for r in work.asked.requests] + [(b.id, b.reason) for b in work.asked.bad]
-        settings = {"model": self.predictor.identity, "legend": self.legend.identity, "modality": work.modality, **self.options.shaping}
+        settings = {
+            "model": self.predictor.identity,
+            "legend": self.legend.identity,
+            "modality": [work.modality, *self.modalities],
+            **self.options.shaping,
+        }
         return make_key(work.digests, asked, settings)
 
     def _volume(self, work: Work) -> Volume:
@@ -238,9 +245,8 @@ class Stages:
             raise ImageError(
                 f"Case {work.case} has {len(paths)} channel{'s' if len(paths) > 1 else ''}, so there is no channel {self.options.channel}."
             )
-        volumes = read_case(
-            paths, modalities=[work.modality] * len(paths), resample_channels=self.options.resample_channels, name=work.case
-        )
+        known = self.modalities if work.modality is None and len(self.modalities) == len(paths) else [work.modality] * len(paths)
+        volumes = read_case(paths, modalities=known, resample_channels=self.options.resample_channels, name=work.case)
         return replace(volumes[self.options.channel], source=volumes[0].source)
 
     def _failed(self, work: Work) -> CaseOutcome:
@@ -255,11 +261,13 @@ class Stages:
         )
 
     def _record(self, work: Work) -> dict[str, Any]:
+        """What a summary needs of the case's JSON."""
         try:
             value = read_json(self.folder / f"{work.case}.json")
-        except SeerSegError:
+            requests = [{key: request.get(key) for key in SUMMARISED} for request in value["requests"]]
+            return {"requests": requests, "warnings": value["warnings"]}
+        except (SeerSegError, KeyError, TypeError, AttributeError):
             return {}
-        return value if isinstance(value, dict) else {}
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(f"Cannot write to {self.folder}: {error.strerror or error}. Choose another folder.")

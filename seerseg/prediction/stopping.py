@@ -1,4 +1,4 @@
-"""Ending a run early but in order: the first signal asks, the second insists."""
+"""Ending a run early but in order: a signal asks, Ctrl-C a second time insists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ _SIGNALS = ("SIGTERM", "SIGUSR1", "SIGINT")
 class StopOnSignals:
     """While entered, SIGTERM, SIGUSR1 (Slurm's warning) and SIGINT set a flag that calling the object returns.
 
-    A second SIGINT or SIGTERM acts as it did before. In a thread that is not the main one it catches nothing.
+    After one SIGINT the next acts as it did before; the others may come as often as a scheduler sends them. In a thread that is
+    not the main one nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -33,13 +34,10 @@ class StopOnSignals:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._restore()
+        for number in list(self._before):
+            signal.signal(number, self._before.pop(number))
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
-        self._restore(keep=getattr(signal, "SIGUSR1", None))
-
-    def _restore(self, keep: int | None = None) -> None:
-        for number in list(self._before):
-            if number != keep:
-                signal.signal(number, self._before.pop(number))
+        self.received = self.received or signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(number, self._before.pop(number))
