@@ -36,6 +36,7 @@ ENTRY = np.dtype([("offset", "<u8"), ("length", "<u4"), ("check", "<u4")])
 TAIL_BYTES = 1 << 15
 READ_BYTES = 1 << 20
 ROW_BYTES = 2048
+ZEROS = bytes(ROW_BYTES)
 Part = tuple[slice, ...]
 SCHEMA = 1
 MEND = "Run seerseg_preprocess again; it redoes this case only."
@@ -103,7 +104,8 @@ class Sealed:
         import blosc2
 
         decoded = np.empty(self.chunk, self.dtype)
-        buffer = memoryview(bytearray(int(self.table["length"].max()) + ROW_BYTES))
+        rows = _rows(int(self.table["length"].max()))
+        buffer = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
         spans = []  # per axis, of every chunk touched: its share in the chunk's number, and its two slices
         stride = len(self.table)
         for low, high, size, step in zip(lo, hi, self.shape, self.chunk, strict=True):
@@ -113,7 +115,7 @@ class Sealed:
             offset, length, check = self.table[sum([span[0] for span in box])].item()
             data = buffer[:length]
             self._fill(file, offset, data)
-            if _check(buffer, length) != check:
+            if _check(rows, buffer, length) != check:
                 raise StoreError(f"{self.path} is damaged: the bytes at {offset} are not those that were written. {MEND}")
             blosc2.decompress2(data, dst=decoded, nthreads=1)
             yield tuple([span[1] for span in box]), tuple([span[2] for span in box]), decoded
@@ -221,21 +223,30 @@ def _pieces(arrays: Sequence[NDArray[Any]], shape: tuple[int, ...], chunk: tuple
             pooled += len(data) if at == pooled else 0
         else:
             position = at + len(data)
-        table[number] = (at, len(data), _check(memoryview(bytearray(data) + bytes(ROW_BYTES)), len(data)))
+        rows = _rows(len(data))
+        buffer = memoryview(rows.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+        buffer[: len(data)] = data
+        table[number] = (at, len(data), _check(rows, buffer, len(data)))
     text, entries = json.dumps(document, allow_nan=False).encode(), table.tobytes()
     body_crc = zlib.crc32(b"".join(pool), zlib.crc32(frame))
     numbers = (len(text), len(entries), pooled + len(text) + len(entries) + FOOTER.size, body_crc)
     return [frame, *pool, text, entries, FOOTER.pack(MAGIC, *numbers, _digest(text + entries, *numbers))]
 
 
-def _check(buffer: memoryview, length: int) -> int:
-    """Checksum of buffer[:length], whose next ROW_BYTES may be overwritten: CRC-32 over the sums of rows and of columns of 64-bit words.
+def _rows(length: int) -> NDArray[np.uint64]:
+    """Room for `length` bytes in whole rows, and one row more."""
+    return np.zeros((-(-length // ROW_BYTES) + 1, ROW_BYTES // 8), "<u8")
 
-    Any change within three words changes a sum; others pass once in 2^32. A plain CRC-32 takes as long as the decoding, this a third.
+
+def _check(rows: NDArray[np.uint64], buffer: memoryview, length: int) -> int:
+    """Checksum of the first `length` bytes of `rows`, which `buffer` shows as bytes: CRC-32 over the sums of rows and columns.
+
+    Any change within three words changes a sum; others pass once in 2^32. A plain CRC-32 takes as long as the decoding, this a
+    third. Overwrites the rest of the row that is begun.
     """
-    padded = -(-length // ROW_BYTES) * ROW_BYTES
-    buffer[length:padded] = bytes(padded - length)
-    words = np.frombuffer(buffer[:padded], "<u8").reshape(-1, ROW_BYTES // 8)
+    count = -(-length // ROW_BYTES)
+    buffer[length : count * ROW_BYTES] = ZEROS[length - count * ROW_BYTES + ROW_BYTES :]
+    words = rows[:count]
     return zlib.crc32(np.add.reduce(words, axis=1), zlib.crc32(np.add.reduce(words, axis=0)))
 
 
