@@ -263,7 +263,7 @@ def test_loading_says_nothing_and_without_peft_an_adapter_names_the_command(fold
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("\n") == 1
-    assert done.stdout.rstrip().endswith('needs the package peft: pip install "seerseg[train]".')
+    assert done.stdout.rstrip().endswith("needs the package peft: pip install peft.")
     assert done.stderr == ""
 
 

@@ -170,7 +170,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
     try:
         from peft import PeftModel
     except ImportError as fault:
-        raise MissingExtraError(f'The adapter in {adapter} needs the package peft: pip install "seerseg[train]".') from fault
+        raise MissingExtraError(f"The adapter in {adapter} needs the package peft: pip install peft.") from fault
     from safetensors import SafetensorError, safe_open
 
     weights = adapter / "adapter_model.safetensors"
