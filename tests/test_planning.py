@@ -191,6 +191,8 @@ def test_the_plane_is_that_of_finest_resolution(spacing: tuple[float, float, flo
     ("target", "purpose"),
     [
         ("left lung", "lung"),
+        ("left_upper_lung_lobe", "lung"),
+        ("hip_left", "bone"),
         ("rib 4", "bone"),
         ("L1 vertebra", "bone"),
         ("hip", "bone"),
@@ -392,13 +394,13 @@ def test_the_layout_known_from_headers_is_the_one_planned(tmp_path: Path) -> Non
     dataset = open_dataset(rd.make(tmp_path, affine=np.diag([1.0, 6.0, 1.0, 1.0])))
     scan = scan_headers(dataset)
     plans = make_plans(fingerprint(dataset), LAPTOP)
-    assert layout_of(scan) == plans.store_layout == {"axis": 1, "slab": 4, "chunk_bytes": 131072}
+    assert layout_of(scan) == plans.store_layout == {"axis": 1, "slab": 2, "chunk_bytes": 131072}
     path = edit(save_plans(plans, tmp_path), views__plane="axial")
     edited = load_plans(path, complete=False)
     assert (
         layout_of(scan, edited)
         == make_plans(fingerprint(dataset), LAPTOP, previous=edited).store_layout
-        == {"axis": 0, "slab": 4, "chunk_bytes": 131072}
+        == {"axis": 0, "slab": 2, "chunk_bytes": 131072}
     )
 
 
@@ -494,6 +496,15 @@ def test_the_explanation_fits_and_leaves_nothing_out(ct: Fingerprint, width: int
         assert f"\n{name} " in text
         assert planned.rule.split()[0] in flat
     assert "[gpus L40, L40, L40" in flat
+
+
+def test_long_lists_are_cut_in_the_explanation(ct: Fingerprint) -> None:
+    target = ct.targets["liver"]
+    plans = make_plans(dataclasses.replace(ct, targets={f"part{n}": target for n in range(59)}), LAPTOP)
+    flat = " ".join(plans.explain().split())
+    assert "part7: 1" in flat
+    assert "part8: 1" not in flat
+    assert "(59 in all" in flat
 
 
 def test_every_value_has_a_rule_and_inputs_are_json(ct: Fingerprint, mr: Fingerprint) -> None:

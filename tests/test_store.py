@@ -335,12 +335,13 @@ def test_chunks_are_bounded_slabs(shape: tuple[int, int, int], dtype: str, axis:
     assert np.prod(chunk) * np.dtype(dtype).itemsize <= layout.chunk_bytes
     plane = [a for a in (0, 1, 2) if a != axis]
     if any(chunk[a] < shape[a] for a in plane):
-        assert chunk[axis] == min(4, shape[axis])
+        assert chunk[axis] == min(layout.slab, shape[axis])
 
 
 def test_the_planned_layout_of_a_large_scan() -> None:
-    assert StoreLayout().chunk_zyx((300, 512, 512), "int16") == (4, 128, 128)
-    assert StoreLayout(axis=2).chunk_zyx((300, 512, 512), "int16") == (128, 128, 4)
+    assert StoreLayout().chunk_zyx((300, 512, 512), "int16") == (2, 128, 256)
+    assert StoreLayout(axis=2).chunk_zyx((300, 512, 512), "int16") == (128, 256, 2)
+    assert StoreLayout(slab=4).chunk_zyx((300, 512, 512), "int16") == (4, 128, 128)
     assert StoreLayout().chunk_zyx((35, 50, 36), "int16") == (35, 50, 36)
     assert StoreLayout().chunk_zyx((1, 800, 600), "float32") == (1, 128, 256)
 

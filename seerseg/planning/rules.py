@@ -93,7 +93,7 @@ def mathematics(fingerprint: Fingerprint, edits: Mapping[str, Any]) -> dict[str,
 
 def store_layout(plane: Plane) -> dict[str, int]:
     """The arguments of `seerseg.store.StoreLayout` for scans viewed in this plane."""
-    return {"axis": PLANES.index(plane), "slab": 4, "chunk_bytes": 1 << 17}
+    return {"axis": PLANES.index(plane), "slab": 2, "chunk_bytes": 1 << 17}
 
 
 def _channel(sheet: _Sheet, number: int, channel: ChannelSummary, targets: Sequence[str]) -> None:
@@ -117,7 +117,8 @@ def _channel(sheet: _Sheet, number: int, channel: ChannelSummary, targets: Seque
 
 def purpose_of(target: str) -> str:
     """Which CT window shows a target, by the words of its name."""
-    return next((purpose for purpose, words in _PURPOSES.items() if re.search(rf"\b(?:{words})", target, re.IGNORECASE)), "soft_tissue")
+    name = target.replace("_", " ")
+    return next((purpose for purpose, words in _PURPOSES.items() if re.search(rf"\b(?:{words})", name, re.IGNORECASE)), "soft_tissue")
 
 
 def viewing_plane(spacing_zyx: Sequence[float]) -> Plane:
