@@ -151,6 +151,10 @@ def test_structures_that_are_not_listed_are_absent_however_they_are_said() -> No
         assert "OUT_OF_REGION_REJECT" in decision.tags
 
 
+def test_a_side_picks_the_one_listed_part_of_that_side() -> None:
+    assert answer("the right ventricle of the brain", HEAD) == "right lateral ventricle"
+
+
 def test_names_are_answered_as_they_are_listed() -> None:
     assert answer("spine", ("Vertebral_Column (Spine)", "RIBS")) == "Vertebral_Column (Spine)"
     assert answer("left kidney", ("kidney_left", "kidney_right")) == "kidney_left"

@@ -350,6 +350,11 @@ class _Reader:
             return best.listed or best.entry.name
         entries = self.listed.words.vocabulary.entries
         members = [self.listed.by_entry[m] for m in best.entry.members if m in self.listed.by_entry]
+        side = self._side(best.mention)
+        sided = [n for n in self.listed.parts(best.entry) if n in entries and entries[n].side == side] if side in ("left", "right") else []
+        if len(sided) == 1:
+            self.notes.append(f"of what is listed, only {sided[0]} is its {side} part")
+            return self.listed.by_entry[sided[0]]
         if len(members) == 2 or len(self.listed.parts(best.entry)) > 1:
             self.notes.append("this is the whole of several listed names")
             return best.entry.name
