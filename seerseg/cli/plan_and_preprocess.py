@@ -307,7 +307,7 @@ def _splits(place: _Place, dataset: RawDataset, *, quiet: bool) -> dict[str, Any
     if not quiet:
         first = splits.folds[0]
         click.echo(
-            f"{place.name}: {len(splits.test)} test cases, {len(splits.folds)} folds; the first has "
+            f"{place.name}: {_count(len(splits.test), 'test case')}, {len(splits.folds)} folds; the first has "
             f"{len(first.train)} training, {len(first.val)} validation and {len(first.bank)} bank cases."
         )
         if not splits.test:
@@ -326,23 +326,28 @@ def _describe(found: Fingerprint) -> str:
     shape = " x ".join(f"{s.median:g}" for s in found.shape_zyx)
     spacing = " x ".join(f"{s.median:.3g}" for s in found.spacing_zyx)
     lines = [
-        f"{found.dataset}: {found.cases} cases of {found.subjects} subjects, {found.labelled} labelled, median {shape} voxels of "
-        f"{spacing} mm (z, y, x), {len(found.targets)} targets, {found.requests.count} requests."
+        f"{found.dataset}: {_count(found.cases, 'case')} of {_count(found.subjects, 'subject')}, {found.labelled} labelled, median {shape} "
+        f"voxels of {spacing} mm (z, y, x), {_count(len(found.targets), 'target')}, {_count(found.requests.count, 'request')}."
     ]
     for channel in found.channels:
-        lines += [f"  {channel.name}: in {n} cases {reason}" for reason, n in channel.hu_faults.items()]
-    for count, what in ((found.laterality_assumed, "do not say which side is left"), (found.sheared, "are sheared")):
-        lines += [f"  {count} cases {what}."] if count else []
+        lines += [f"  {channel.name}, {_count(n, 'case')}: {reason}." for reason, n in channel.hu_faults.items()]
+    for count, what in ((found.laterality_assumed, "nothing says which side is left"), (found.sheared, "the grid is sheared")):
+        lines += [f"  {_count(count, 'case')}: {what}."] if count else []
     return "\n".join(lines)
 
 
 def _summary(place: _Place, report: PreprocessReport) -> str:
+    done = _count(len(report.done), "case")
     lines = [
-        f"{place.name}: {len(report.done)} cases preprocessed, {len(report.skipped)} were up to date, {len(report.failed)} failed, "
+        f"{place.name}: {done} preprocessed, {len(report.skipped)} were up to date, {len(report.failed)} failed, "
         f"in {report.seconds:.1f} s, to {place.folder}"
     ]
     lines += [f"  failed: {sentence}" for sentence in list(report.failed.values())[:_SHOWN]]
     return "\n".join(lines)
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _report(report: PreprocessReport) -> dict[str, Any]:
@@ -357,9 +362,10 @@ def _end(reports: dict[str, PreprocessReport]) -> None:
         return
     stored = sum(len(report.records) for report in reports.values())
     names = [case for report in reports.values() for case in report.failed]
+    shown = ", ".join(names[:_SHOWN]) + (" ..." if failed > _SHOWN else "")
     kind = SomeCasesFailedError if stored else DatasetError
     raise kind(
-        f"{failed} of {failed + stored} cases could not be preprocessed ({', '.join(names[:_SHOWN])}{' ...' if failed > _SHOWN else ''}). "
+        f"{failed} of {_count(failed + stored, 'case')} could not be preprocessed ({shown}). "
         "Mend them and run the same command again; --verify_dataset_integrity says what is wrong with each."
     )
 

@@ -26,6 +26,7 @@ from seerseg.views import PLANES, ViewSpec
 PLANS_SCHEMA = 1
 DEFAULT_PLANS = "plans"
 _STAGES = ("sft", "grpo")
+_SHOWN = 8
 _LAYOUT = ("axis", "slab", "chunk_bytes")
 
 
@@ -282,7 +283,8 @@ def _show(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, dict):
-        return ", ".join(f"{key}: {_show(item)}" for key, item in value.items()) or "none"
+        shown = [f"{key}: {_show(item)}" for key, item in list(value.items())[:_SHOWN]]
+        return ", ".join(shown) + (f", ... ({len(value)} in all, see the file)" if len(value) > _SHOWN else "") or "none"
     if isinstance(value, list | tuple):
         return ("/".join if len(value) == 2 and all(isinstance(v, int | float) for v in value) else ", ".join)(map(_show, value)) or "none"
     return str(value)
