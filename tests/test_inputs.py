@@ -197,6 +197,6 @@ def test_channel_suffixes_come_apart_as_they_were_put_together(case: str, channe
 def test_listing_is_linear(tmp_path: Path) -> None:
     for i in range(4000):
         (tmp_path / f"case{i:05d}_0000.nii.gz").touch()
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(find_inputs(tmp_path).cases) == 4000
-    assert time.perf_counter() - started < 2.0
+    assert time.process_time() - started < 2.0

@@ -151,7 +151,7 @@ def read_ledger(path: Path) -> tuple[list[Entry], list[str]]:
             entries.append(Entry.from_json(json.loads(raw.decode("utf-8"))))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             begun = _BEGINNING.startswith(raw[: len(_BEGINNING)]) and not raw.endswith(b"}}")
-            if not (begun and isinstance(error, ValueError)):
+            if not (begun and isinstance(error, json.JSONDecodeError | UnicodeDecodeError)):
                 problems.append(f"{path.name}:{number} is no entry of a ledger; the line was skipped and its case will be done again.")
     return entries, problems
 
