@@ -5,7 +5,8 @@ On disk a trained one is a folder with `manifest.json` (schema 1):
     {"schema": 1, "protocol": "seer", "dataset": "Dataset004_Hippocampus" | null, "fold": 0 | null,
      "reasoner": "lexicon" | folder name inside this folder | hub id, "segmenter": "nano" | ...,
      "segmenter_identity": "..." | null, "views": {...} | null, "targets": ["...", ...], "closed": true | false,
-     "label_values": {"anterior hippocampus": [1], ...} | null, "bank": "frozen" | "none", "plans": "plans.json" | null}
+     "label_values": {"anterior hippocampus": [1], ...} | null, "bank": "frozen" | "none",
+     "descriptions": {"anterior hippocampus": {"canonical": ..., "synonyms": [...], "region": ..., "laterality": ...}} | null}
 
 Nothing in it can run code. Parts are loaded when first used.
 """
@@ -15,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Segmenter
 from seerseg.skills.base import EmptyBank, Retriever
 from seerseg.views import ViewSpec
+from seerseg.vocabulary import LabelDescription
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
@@ -48,6 +50,7 @@ class ModelSpec:
     targets: tuple[str, ...] = ()
     closed: bool = False
     label_values: Mapping[str, tuple[int, ...]] | None = None
+    descriptions: Mapping[str, LabelDescription] | None = None
     dataset: str | None = None
     fold: int | None = None
     bank: str = "none"
@@ -79,7 +82,9 @@ class Model:
             return self.reasoner_given
         from seerseg.reasoners import load_reasoner
 
-        return load_reasoner(self.spec.reasoner, device=self.device, dtype=self.dtype, offline=self.offline)
+        # a model that was trained has learned what labels mean; the rules have to be told
+        told = {"descriptions": self.spec.descriptions} if self.spec.descriptions and self.spec.reasoner == DEFAULT_REASONER else {}
+        return load_reasoner(self.spec.reasoner, device=self.device, dtype=self.dtype, offline=self.offline, **told)
 
     @cached_property
     def segmenter(self) -> Segmenter:
@@ -182,6 +187,11 @@ def read_spec(folder: Path) -> ModelSpec:
             targets=tuple(str(t) for t in value.get("targets", ())),
             closed=bool(value.get("closed", False)),
             label_values={str(k): tuple(int(i) for i in v) for k, v in values.items()} if values else None,
+            descriptions={
+                str(k): LabelDescription(**{**v, "synonyms": tuple(v.get("synonyms", ()))}) for k, v in value["descriptions"].items()
+            }
+            if value.get("descriptions")
+            else None,
             dataset=value.get("dataset"),
             fold=value.get("fold"),
             bank=str(value.get("bank", "none")),
@@ -213,6 +223,7 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
             "targets": list(spec.targets),
             "closed": spec.closed,
             "label_values": {k: list(v) for k, v in spec.label_values.items()} if spec.label_values else None,
+            "descriptions": {k: asdict(v) for k, v in spec.descriptions.items()} if spec.descriptions else None,
             "bank": spec.bank,
         },
     )

@@ -21,6 +21,7 @@ from seerseg.reasoners.base import ReasonerCard
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation
 from seerseg.skills.base import Skill
 from seerseg.views import CaseViews, ViewSpec, render
+from seerseg.vocabulary import LabelDescription
 from seerseg.volume import Grid, Mask, Volume
 
 VOLUME = Volume(np.zeros((6, 5, 4), np.int16), Grid((6, 5, 4), np.eye(4)), modality="CT")
@@ -202,6 +203,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
         closed=True,
         label_values={"a": (1,), "b": (2, 3)},
         views=ViewSpec(count=4),
+        descriptions={"a": LabelDescription("anterior hippocampus", ("hippocampal head",), "brain")},
         folder=tmp_path,
     )
     write_spec(tmp_path, spec)
@@ -256,3 +258,18 @@ def test_devices() -> None:
     for name in ("gpu", "cuda:99", "cpu:x"):
         with pytest.raises(UsageError, match="device"):
             resolve_device(name)
+
+
+def test_the_lexicon_is_told_what_the_labels_mean() -> None:
+    spec = ModelSpec(targets=("L1", "L2"), closed=True, descriptions={"L1": LabelDescription("anterior hippocampus", ("seahorse front",))})
+    model = Model(spec, segmenter_given=Painter())
+    (episode,) = solve(
+        VIEWS,
+        VOLUME,
+        ["outline the seahorse front"],
+        protocol=SeerProtocol(),
+        reasoner=model.reasoner,
+        segmenter=Painter(),
+        targets=model.targets,
+    )
+    assert episode.target == "L1"
