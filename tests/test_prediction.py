@@ -569,3 +569,18 @@ def test_the_datasets_modality_is_told_to_the_model(root: Path) -> None:
     assert record(root, "case0")["image"]["modality"] == "CT"
     run(root, "liver", model=model, options=Options(modality="MR"))
     assert seen[4:] == ["MR"] * 4
+
+
+def test_a_picture_is_segmented_without_millilitres(tmp_path: Path) -> None:
+    from PIL import Image
+
+    (tmp_path / "images").mkdir()
+    pixels = np.zeros((20, 30), np.uint8)
+    pixels[4:9, 10:14] = 200
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    segmenter = ScriptedSegmenter({"bright": lambda volume, prompt: volume.array > 100}, identity="fixed")
+    report = run(tmp_path, "bright", model=Predictor(segmenter, "verbatim", device="cpu"))
+    assert report.exit_code == 0, report.results
+    told = record(tmp_path, "a")
+    assert (told["requests"][0]["voxels"], told["requests"][0]["volume_ml"]) == (20, None)
+    assert int(load(tmp_path / "out" / "a.nii.gz").sum()) == 20

@@ -248,7 +248,8 @@ def _request_json(
     record = answered.episode.to_json()
     for key in ("text", "reason_s", "segment_s", "target_answered", "status"):
         record.pop(key)
-    ml = answered.voxels * outcome.grid.voxel_volume_mm3 / 1000 if outcome.grid and answered.answered else None
+    measured = outcome.grid is not None and outcome.source is not None and outcome.source.format != "png"  # pictures have no mm
+    ml = answered.voxels * outcome.grid.voxel_volume_mm3 / 1000 if outcome.grid and measured and answered.answered else None
     file = files.get(answered.request.id)
     value = None if not answered.voxels else BINARY_VALUE if file != main else values.get(_target(answered))
     return {
