@@ -2,9 +2,9 @@
 
     python scripts/bench_free_text.py --raw RAW/mr_hippocampus [--split test] [--limit N] [--reasoners verbatim lexicon]
 
-Runs the MSD hippocampus set by the committed split (`seerseg_data/splits/hippocampus.json`). Per case and target: one label prompt and eight
-paraphrases in fixed styles, written for this bench and used in no training. Prints per target n, mean Dice with its interval by subject, the
-worst wording, the spread between wordings (ddof 0), NSD at 1 mm, and how many requests ended without a mask.
+Runs the MSD hippocampus set by the committed split (`seerseg_data/splits/hippocampus.json`). Per case and target: one label prompt and
+eight paraphrases in fixed styles, written for this bench and used in no training. Prints per target n, mean Dice with its interval by
+subject, the worst wording, the spread between wordings (ddof 0), NSD at 1 mm, and how many requests ended without a mask.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ PARAPHRASES = {
         "plz outlne teh anteror hipocampus",
         "Contour the hippocampal head for the memory clinic work-up.",
         "Volumetry requested. Structure: hippocampus, pars anterior.",
-        "Thank you for seeing this patient again. Could you please be so kind as to delineate for me the whole of the anterior part of the hippocampus?",
+        "Thank you for seeing this patient again. Could you please be so kind as to delineate for me the whole of the anterior part "
+        "of the hippocampus?",
         "the front part of the hippocampus",
         "the hippocampus, but not its posterior part",
     ),
@@ -49,7 +50,8 @@ PARAPHRASES = {
         "plz outlne teh posteror hipocampus",
         "Contour the hippocampal tail and body for the memory clinic work-up.",
         "Volumetry requested. Structure: hippocampus, pars posterior.",
-        "Thank you for seeing this patient again. Could you please be so kind as to delineate for me the whole of the posterior part of the hippocampus?",
+        "Thank you for seeing this patient again. Could you please be so kind as to delineate for me the whole of the posterior part "
+        "of the hippocampus?",
         "the back part of the hippocampus",
         "the hippocampus, but not its anterior part",
     ),
@@ -72,13 +74,11 @@ def main() -> None:
     rows = [("label prompts", Predictor(segmenter=arguments.segmenter, reasoner="verbatim"), {name: (name,) for name in PARAPHRASES})]
     rows += [(f"free text, {name}", Predictor(segmenter=arguments.segmenter, reasoner=name), PARAPHRASES) for name in arguments.reasoners]
     subjects = {dataset.subject_of[case] for case in cases}
-    print(
-        f"MSD hippocampus, {arguments.split} cases: {len(cases)} of {len(subjects)} subjects; segmenter {arguments.segmenter}; bank none; seed 0"
-    )
+    print(f"MSD hippocampus, {arguments.split} cases: {len(cases)} of {len(subjects)} subjects; segmenter {arguments.segmenter}")
+    print("bank none; seed 0")
     print(f"paraphrases per case and target: {len(STYLES)} ({', '.join(STYLES)})")
-    print(
-        f"{'requests':22} {'target':22} {'n':>4}  {'Dice (95 % by subject)':26} {'worst':>6} {'std':>6} {'variance':>9} {'NSD 1 mm':>9} {'no mask':>8}"
-    )
+    heads = ("requests", "target", "n", "Dice (95 % by subject)", "worst", "std", "variance", "NSD 1 mm", "no mask")
+    print("{:22} {:22} {:>4}  {:26} {:>6} {:>6} {:>9} {:>9} {:>8}".format(*heads))
     by_style: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, predictor, asked in rows:
         for target, texts in asked.items():

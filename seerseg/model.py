@@ -100,12 +100,11 @@ class Model:
                 f"The model in {self.spec.folder} was trained with segmenter {self.spec.segmenter!r} of identity {expected}, "
                 f"but the one here is {made.card.identity}. Install the same weights, or name another with --segmenter."
             )
-        able = made.capabilities
-        takes = {"text": able.text != "none", "class": able.text != "none", "box2d": able.box2d, "box3d": able.box3d, "points": able.points}
-        lacking = sorted(kind for kind in self.protocol.prompt_kinds if not takes.get(kind, False))
+        lacking = sorted(self.protocol.prompt_kinds.difference(made.capabilities.kinds))
         if lacking:
             raise ModelError(
-                f"The protocol {self.protocol.name!r} answers with {', '.join(lacking)}, which the segmenter {made.card.name!r} cannot take. "
+                f"The protocol {self.protocol.name!r} answers with {', '.join(lacking)}, which the segmenter {made.card.name!r} "
+                "cannot take. "
                 "Choose another segmenter with --segmenter or another protocol with --protocol."
             )
         return made if isinstance(made, CachedSegmenter) else CachedSegmenter(made)

@@ -1,0 +1,1 @@
+"""Curation of data: samples, phantoms, vocabularies and splits. Imports `seerseg`, never the reverse."""

@@ -205,7 +205,8 @@ class _Body:
         coarse = np.pad(coarse, padded, mode="edge")[: hu.shape[0], : hu.shape[1], : hu.shape[2]]
         tissue = hu > -300
         hu = hu + tissue * 6.0 * coarse + rng.normal(0, rng.uniform(4, 18), hu.shape).astype(np.float32)
-        return np.clip(np.round(hu), -1024, 3071).astype(np.int16)
+        drawn: NDArray[np.int16] = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
+        return drawn
 
 
 def _draw_torso(body: _Body, rng: np.random.Generator) -> None:

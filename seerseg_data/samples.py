@@ -92,7 +92,8 @@ def _ct_chest(folder: Path) -> Path:
     requests = [
         Request(id=s.id, case="chest_001", text=s.text, target=(s.target,) if s.target else None, style=s.style) for s in CT_CHEST_REQUESTS
     ]
-    _describe(folder, "CT", {"background": 0, **CT_CHEST_LABELS}, 1, "MIT (package slicerio 1.4.0)", requests)
+    kind = "as shipped with the scan; how they were made is not documented; its ribs include scapulae and clavicles"
+    _describe(folder, "CT", {"background": 0, **CT_CHEST_LABELS}, 1, "MIT (package slicerio 1.4.0)", requests, kind)
     return folder
 
 
@@ -103,19 +104,28 @@ def _phantoms(folder: Path, count: int, seed: int) -> Path:
     for number in range(count):
         case = f"phantom_{seed + number:03d}"
         drawn = phantom("torso", seed + number, spacing_zyx_mm=(5.0, 3.0, 3.0))
-        grid = Grid(drawn.array_zyx.shape, drawn.affine)  # type: ignore[arg-type]
+        grid = Grid(drawn.array_zyx.shape, drawn.affine)
         write_volume(Volume(drawn.array_zyx, grid, "CT", source=source_of(grid)), folder / "imagesTr" / f"{case}_0000.nii.gz")
         write_labels(drawn.labels_zyx, grid, source_of(grid), folder / "labelsTr" / f"{case}.nii.gz")
         for value, name in drawn.names.items():
             if np.count_nonzero(drawn.labels_zyx == value) >= 50:
                 requests.append(Request(id=f"{case}-{value:02d}", case=case, text=name, target=(name,), style="label_prompt"))
-    _describe(folder, "CT", {"background": 0, **LABELS}, count, "Apache-2.0 (drawn)", requests)
+    _describe(folder, "CT", {"background": 0, **LABELS}, count, "Apache-2.0 (drawn)", requests, "drawn, exact")
     return folder
 
 
-def _describe(folder: Path, channel: str, labels: dict[str, object], count: int, licence: str, requests: Sequence[Request]) -> None:
+def _describe(
+    folder: Path, channel: str, labels: dict[str, object], count: int, licence: str, requests: Sequence[Request], label_kind: str
+) -> None:
     write_json(
         folder / "dataset.json",
-        {"channel_names": {"0": channel}, "labels": labels, "numTraining": count, "file_ending": ".nii.gz", "licence": licence},
+        {
+            "channel_names": {"0": channel},
+            "labels": labels,
+            "numTraining": count,
+            "file_ending": ".nii.gz",
+            "licence": licence,
+            "label_kind": label_kind,
+        },
     )
     write_requests(folder / "requests.jsonl", requests)

@@ -11,8 +11,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 for variable in ("seerseg_raw", "seerseg_preprocessed", "seerseg_results"):
     os.environ.pop(variable, None)
 
-import pytest
-from hypothesis import HealthCheck, settings
+import pytest  # noqa: E402  (the variables above must be set first)
+from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
     "seerseg", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]

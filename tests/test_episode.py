@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seerseg.episode import Dialogue, Targets, open_dialogues, reason, solve
-from seerseg.model import Model, ModelSpec, find_run, open_model, read_spec, resolve_device, run_name, write_spec
 from seerseg.errors import FolderError, ModelError, UsageError
+from seerseg.model import Model, ModelSpec, find_run, open_model, read_spec, resolve_device, run_name, write_spec
 from seerseg.prompts import Point, Prompt
 from seerseg.protocols.base import Answer, Fault
 from seerseg.protocols.messages import Message, text_message
@@ -153,10 +153,12 @@ def test_closed_targets_refuse_other_names_and_open_ones_keep_them() -> None:
     assert opened.resolve("spleen") == "spleen"
     dialogue = Dialogue(VIEWS, "x", SeerProtocol(), targets=closed)
     assert dialogue.step(said("spleen"))
-    assert dialogue.fault is not None and "spleen" in dialogue.fault.reason
+    assert dialogue.fault is not None
+    assert "spleen" in dialogue.fault.reason
     dialogue = Dialogue(VIEWS, "x", SeerProtocol(), targets=closed)
     dialogue.step(said("left kidney"))
-    assert dialogue.pending is not None and dialogue.pending.text == "Left Kidney"
+    assert dialogue.pending is not None
+    assert dialogue.pending.text == "Left Kidney"
 
 
 @given(st.text())
@@ -174,7 +176,9 @@ def test_skills_are_shown_and_their_use_is_recorded() -> None:
 
     replies = {"a": [said("liver").replace(">r<", ">by s:1<")], "b": [said("liver")]}
     one, two = solve(VIEWS, VOLUME, ["a", "b"], protocol=SeerProtocol(), reasoner=Teller(replies), segmenter=Painter(), bank=Bank())
-    assert one.skills_shown == ("s:1",) and one.answer is not None and one.answer.skills == ("s:1",)
+    assert one.skills_shown == ("s:1",)
+    assert one.answer is not None
+    assert one.answer.skills == ("s:1",)
     assert two.skills_shown == ()
 
 
@@ -182,8 +186,10 @@ def test_several_turns_share_one_session_and_it_is_closed() -> None:
     teller = Teller({"q": ["1 1 1", "2 2 2", "stop"], "r": ["0 0 0", "3 3 3", "4 4 3"]})
     painter = Painter(session=True)
     q, r = solve(VIEWS, VOLUME, ["q", "r"], protocol=Clicker(), reasoner=teller, segmenter=painter)
-    assert q.mask is not None and int(q.mask.array.sum()) == 2
-    assert r.mask is not None and int(r.mask.array.sum()) == 3  # the turn limit ends it, its last click is drawn
+    assert q.mask is not None
+    assert int(q.mask.array.sum()) == 2
+    assert r.mask is not None
+    assert int(r.mask.array.sum()) == 3
     assert painter.closed == 2
     assert len(q.replies) == len(r.replies) == 3
 
@@ -191,7 +197,8 @@ def test_several_turns_share_one_session_and_it_is_closed() -> None:
 def test_dialogues_can_be_driven_from_outside() -> None:
     (dialogue,) = open_dialogues(VIEWS, ["q"], protocol=SeerProtocol())
     reason([dialogue], Teller({"q": [said("liver")]}))
-    assert dialogue.done and dialogue.pending is not None
+    assert dialogue.done
+    assert dialogue.pending is not None
     assert [m.role for m in dialogue.messages] == ["system", "user", "assistant"]
 
 
@@ -218,7 +225,7 @@ def test_manifest_round_trip(tmp_path: Path) -> None:
 )
 def test_a_damaged_manifest_is_a_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text(text)
-    with pytest.raises(ModelError, match="manifest.json"):
+    with pytest.raises(ModelError, match=r"manifest\.json"):
         read_spec(tmp_path)
 
 

@@ -78,13 +78,16 @@ def test_a_target_reads_back_and_is_wellformed(evidence: str, rationale: str, an
     assert seer.wellformed(reply) == 1.0
     if not read.absent:
         assert read.target == " ".join(answer.split())
-        assert read.prompt is not None and read.prompt.text == read.target
+        assert read.prompt is not None
+        assert read.prompt.text == read.target
 
 
 @pytest.mark.parametrize("said", ["absent", " Absent. ", "ABSENT"])
 def test_absent(said: str, views: CaseViews) -> None:
     read = seer.read(f"<evidence>a</evidence><rationale>b</rationale><answer>{said}</answer>", views)
-    assert isinstance(read, Answer) and read.absent and read.prompt is None
+    assert isinstance(read, Answer)
+    assert read.absent
+    assert read.prompt is None
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seerseg.errors import MissingExtraError, ModelError, SegmenterError
+from seerseg.errors import MissingExtraError, ModelError, SegmenterError, UsageError
 from seerseg.prompts import Box2D, Box3D, Point, Prompt
 from seerseg.segmenters import available_segmenters, load_segmenter
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered
@@ -47,11 +47,11 @@ def test_a_name_a_name_with_a_source_and_a_folder_all_load(tmp_path: Path) -> No
 
 
 def test_unknown_names_and_folders_get_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(SegmenterError, match=r"'gorw'.*Did you mean grow\?.*grow, nano, scripted"):
+    with pytest.raises(UsageError, match=r"'gorw'.*Did you mean grow\?.*grow, nano, scripted"):
         load_segmenter("gorw")
-    with pytest.raises(SegmenterError, match="no segmenter, file or folder"):
+    with pytest.raises(UsageError, match="no segmenter, file or folder"):
         load_segmenter("")
-    with pytest.raises(SegmenterError, match="Nothing follows the colon"):
+    with pytest.raises(UsageError, match="Nothing follows the colon"):
         load_segmenter("nano:")
     with pytest.raises(ModelError, match=r"no config.json \(it holds: nothing\).*NAME:"):
         load_segmenter(tmp_path)

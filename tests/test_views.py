@@ -26,7 +26,8 @@ def test_pixels_and_voxels_are_inverse(shape, spacing, plane, size_px, data) -> 
     where = pixel_map(grid, axis, int(voxel[axis]), size_px)
     row, col = where.to_pixel(voxel)
     assert where.to_voxel(row, col) == pytest.approx(voxel)
-    assert -0.5 <= row < size_px and -0.5 <= col < size_px
+    assert -0.5 <= row < size_px
+    assert -0.5 <= col < size_px
 
 
 @given(shapes, spacings, st.sampled_from(PLANES), st.data())
@@ -37,7 +38,8 @@ def test_boxes_are_edges(shape, spacing, plane, data) -> None:
     hi = tuple(data.draw(st.integers(a + 1, n)) for a, n in zip(lo, where.voxels, strict=True))
     box = where.box_to_pixel(lo, hi)
     back = where.box_to_voxel(*box)
-    assert back[0] == pytest.approx(lo) and back[1] == pytest.approx(hi)
+    assert back[0] == pytest.approx(lo)
+    assert back[1] == pytest.approx(hi)
     # the whole slice is exactly the picture's inner rectangle
     row0, col0, row1, col1 = where.box_to_pixel((0, 0), where.voxels)
     assert row1 - row0 == pytest.approx(where.scale[0] * where.voxels[0])

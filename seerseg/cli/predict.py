@@ -37,6 +37,7 @@ _SHOWN_LINES = 8
 @option("--resample_channels", is_flag=True, help="Resample channels of other grids to the first instead of failing the case.")
 @option("--per_request", is_flag=True, help="Also write <case>__<request id>.nii.gz for each request.")
 @option("--overlay", is_flag=True, help="Also write <case>.png, slices with the masks on them.")
+@option("--report", "html", is_flag=True, help="Also write report.html: everything asked, answered and drawn, with the pictures.")
 @option("--overwrite", is_flag=True, help="Do cases again that are done. Default: continue.")
 @option("--continue_prediction", is_flag=True, help="The default; taken because nnU-Net's users type it.")
 @option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share the cases among N runs ...")
@@ -90,6 +91,10 @@ def predict(**given: Any) -> None:
                 stopping=stop,
             )
     _print_report(report, as_json=given["as_json"], verbose=given["verbose"], signal=stop.received)
+    if given["html"] and report.results:
+        from seerseg.report import write_run_report
+
+        write_run_report(report.output / "report.html", report.output)
     raise click.exceptions.Exit(report.exit_code)
 
 

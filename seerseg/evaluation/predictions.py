@@ -177,14 +177,16 @@ def request_jobs(
 ) -> tuple[list[CaseJob], list[str], list[str], list[dict[str, Any]]]:
     """Jobs by case; "case: request" of what was not predicted; faults; the "model" part of every case file.
 
-    optional: requests that take part when they were predicted and are not missed otherwise.
+    optional: requests that take part when they were predicted and are not missed otherwise; one that asks a case for a target in
+    the words of a listed request is that request, and counts once.
     """
     wanted: dict[str, list[Request]] = {}
     for request in requests:
         wanted.setdefault(request.case, []).append(request)
     required = {(r.case, r.id) for rs in wanted.values() for r in rs}
+    said = {(r.case, r.target, r.text.casefold()) for rs in wanted.values() for r in rs}
     for request in optional:
-        if (request.case, request.id) not in required:
+        if (request.case, request.id) not in required and (request.case, request.target, request.text.casefold()) not in said:
             wanted.setdefault(request.case, []).append(request)
     jobs, missing, faults, models = [], [], [], []
     for case in sorted(wanted):

@@ -27,7 +27,10 @@ SYSTEM = (
     "<rationale>how the request leads to the answer</rationale>"
     f"<answer>the name, or {ABSENT}</answer>"
 )
-SKILL_RULE = "Some skills that worked before follow. If one fits this request, use it and name its id in the rationale; ignore those that do not fit."
+SKILL_RULE = (
+    "Some skills that worked before follow. If one fits this request, use it and name its id in the rationale; "
+    "ignore those that do not fit."
+)
 MAX_ANSWER_CHARS = 200
 _PARTS = ("evidence", "rationale", "answer")
 _WHOLE = re.compile(

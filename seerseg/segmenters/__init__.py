@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seerseg.errors import MissingExtraError, ModelError, SeerSegError, SegmenterError, did_you_mean
+from seerseg.errors import MissingExtraError, ModelError, SeerSegError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from seerseg.segmenters.base import Segmenter
@@ -43,21 +43,21 @@ def load_segmenter(name_or_folder: str | Path, *, device: str = "cpu", dtype: st
     """The segmenter called NAME, NAME:SOURCE (SOURCE: a folder, file or hub id), or lying in a folder or file.
 
     A name wins over a folder of that name: write ./NAME for the folder. A bare folder is known by the "kind" of its config.json.
-    Raises SegmenterError for an unknown name, ModelError for a folder or plug-in that cannot be used.
+    Raises UsageError for an unknown name, ModelError for a folder or plug-in that cannot be used.
     """
     given = str(name_or_folder).strip()
     name, colon, source = given.partition(":")
     known = {k.casefold(): k for k in available_segmenters()}
     if name.casefold() in known:
         if colon and not source:
-            raise SegmenterError(f"Nothing follows the colon of the segmenter {given!r}: give a folder, file or hub id, or leave it out.")
+            raise UsageError(f"Nothing follows the colon of the segmenter {given!r}: give a folder, file or hub id, or leave it out.")
         return _build(known[name.casefold()], source or None, device=device, dtype=dtype, offline=offline)
     path = Path(given).expanduser() if given else None
     if path is not None and path.exists():
         return _build(_recognise(path), str(path), device=device, dtype=dtype, offline=offline)
     names = ", ".join(sorted(known.values()))
     hint = did_you_mean(name, known.values())
-    raise SegmenterError(f"There is no segmenter, file or folder called {given!r}.{hint} The segmenters here are: {names}.")
+    raise UsageError(f"There is no segmenter, file or folder called {given!r}.{hint} The segmenters here are: {names}.")
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

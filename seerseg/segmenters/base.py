@@ -172,7 +172,9 @@ class SegmenterFactory(Protocol):
 
     def __call__(
         self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True
-    ) -> Segmenter: ...
+    ) -> Segmenter:
+        """The loaded segmenter; ModelError or WeightsError when it cannot be."""
+        ...
 
 
 @dataclass(frozen=True)

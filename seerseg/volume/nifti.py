@@ -269,4 +269,3 @@ def _write_stream(file: BinaryIO, header: Any, stored_xyz: NDArray[Any]) -> None
     planes = stored_xyz.T
     for part in slabs(planes):
         file.write(np.ascontiguousarray(planes[part]).data)
-
