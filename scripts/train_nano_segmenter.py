@@ -46,14 +46,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from seerseg.segmenters.nano import inputs  # noqa: E402
-from seerseg.segmenters.nano.network import NanoConfig, NanoNetwork  # noqa: E402
+from seerseg.segmenters.nano.network import SIDES, NanoConfig, NanoNetwork  # noqa: E402
 from seerseg_data.nano_vocabulary import CANONICAL, REGION, aal_structures, other_words, surface_forms, swap_side  # noqa: E402
 from seerseg_data.phantoms import LABELS, phantom  # noqa: E402
 
 PACKAGES = {"tptbox": "1.1.0", "pyradiomics": "3.0.1"}
 DEBIAN = ("mricron-data",)
-KINDS = {"fine": 0.30, "coarse": 0.33, "hippocampus": 0.37}  # share of training time
-SECONDS = {"fine": 1.2, "coarse": 2.0, "hippocampus": 1.4}  # rough cost of a batch, to turn shares of time into chances
+KINDS = {"fine": 0.26, "coarse": 0.42, "hippocampus": 0.32}  # share of training time
+SECONDS = {"fine": 1.0, "coarse": 1.5, "hippocampus": 1.1}  # rough cost of a batch, to turn shares of time into chances
 
 
 # ------------------------------------------------------------------------------------------------------------------ data
@@ -504,13 +504,18 @@ def training_items(cache: Path, data: Path | None, phantoms: int) -> list[Item]:
 
 @dataclass
 class View:
-    """image (5, Z, Y, X), conditions (8,), truth uint8 (P, Z, Y, X), texts, presence (P,): 1, 0 or -1 (not scored)."""
+    """image (5, Z, Y, X), conditions (8,), truth uint8 (P, Z, Y, X), texts, presence (P,): 1, 0 or -1 (not scored).
+
+    half_texts and half_truth uint8 (Q, Z/2, Y/2, X/2), eighths: every structure of the view, for the cheaper loss at half resolution.
+    """
 
     image: Tensor
     conditions: Tensor
     truth: Tensor
     texts: list[str]
     presence: Tensor
+    half_texts: list[str]
+    half_truth: Tensor
 
 
 IMPORTANT = {
@@ -562,7 +567,7 @@ def make_view(item: Item, kind: str, rng: random.Random) -> View:
         spacing, shape, centre = 1.0 * rng.uniform(0.95, 1.05), [48, 64, 48], full / 2
         shape = [min(64, rounded(f / spacing)) for f in full]
     elif kind == "coarse":
-        spacing = coarse * rng.uniform(1.0, 1.2)
+        spacing = coarse * rng.uniform(1.0, 1.4)
         shape = [min(80, rounded(e / spacing)) for e in extent]
         centre = (box_lo + box_hi) / 2 + npr.normal(0, 2 * spacing, 3)
     else:
@@ -589,9 +594,9 @@ def make_view(item: Item, kind: str, rng: random.Random) -> View:
     origin = np.array(centre) - (np.array(shape) - 1) / 2 * spacing
     coordinates = inputs.coordinates(shape, origin, spacing, frame_lo, frame_hi)
     texts, truth, presence = _ask(item, labels, mirrored, kind, rng)
-    return View(
-        torch.cat([scaling.channels(image), coordinates]), inputs.conditions(spacing, frame_lo, frame_hi, modality), truth, texts, presence
-    )
+    more_texts, more_truth = _everything(item, labels, mirrored, rng)
+    stacked = torch.cat([scaling.channels(image), coordinates])
+    return View(stacked, inputs.conditions(spacing, frame_lo, frame_hi, modality), truth, texts, presence, more_texts, more_truth)
 
 
 def _choose(names: list[str], rng: random.Random) -> str:
@@ -733,6 +738,19 @@ def _ask(item: Item, labels: Tensor, mirrored: bool, kind: str, rng: random.Rand
     return texts, torch.stack(truth), torch.tensor(presence)
 
 
+def _everything(item: Item, labels: Tensor, mirrored: bool, rng: random.Random) -> tuple[list[str], Tensor]:
+    """Up to 24 structures of the view, and one that is not in it, as shares of eight voxels."""
+    counts = torch.bincount(labels.flatten(), minlength=256)
+    there = [name for name, values in item.structures.items() if int(counts[list(values)].sum()) >= 40]
+    gone = [name for name, values in item.structures.items() if int(counts[list(values)].sum()) == 0]
+    names = rng.sample(there, min(len(there), 24)) + rng.sample(gone, min(len(gone), 1))
+    if not names:
+        return [], torch.zeros(0)
+    texts = [surface_forms(swap_side(name) if mirrored else name, rng, exact=0.6, slips=0.2) for name in names]
+    masks = torch.stack([torch.isin(labels, torch.tensor(item.structures[name], dtype=labels.dtype)).float() for name in names])
+    return texts, (F.avg_pool3d(masks[None], 2)[0] * 8).round().to(torch.uint8)
+
+
 class Stream(IterableDataset):  # type: ignore[type-arg]
     """Endless batches: (kind, [View, View])."""
 
@@ -766,10 +784,15 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
 # -------------------------------------------------------------------------------------------------------------- training
 
 
-def prompt_loss(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean over prompts of cross-entropy plus, where the truth is not empty, 1 - soft Dice. logits, truth (P, Z, Y, X)."""
+def prompt_loss(logits: Tensor, truth: Tensor, balance: float) -> Tensor:
+    """Mean over prompts of cross-entropy plus, where the truth is not empty, 1 - soft Dice. logits, truth (P, Z, Y, X).
+
+    balance: 1 weighs the target's voxels by 1 / sqrt(their share), at most 12, so that small structures get off the ground; 0 not at all.
+    """
     truth = truth.float()
-    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none").flatten(1).mean(1)
+    weight = truth.flatten(1).mean(1).clamp(min=1e-4).rsqrt().clamp(1, 12)[:, None, None, None] ** balance
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    entropy = (entropy * (1 + (weight - 1) * truth)).flatten(1).mean(1)
     probability = logits.sigmoid().flatten(1)
     target = truth.flatten(1)
     dice = (2 * (probability * target).sum(1) + 1) / (probability.sum(1) + target.sum(1) + 1)
@@ -777,7 +800,7 @@ def prompt_loss(logits: Tensor, truth: Tensor) -> Tensor:
     return (entropy * (1 + 4 * filled) + filled * (1 - dice)).mean()
 
 
-def batches_loss(network: NanoNetwork, views: list[View]) -> Tensor:
+def batches_loss(network: NanoNetwork, views: list[View], balance: float) -> Tensor:
     """Views padded to one shape (with background) go through the encoder together, so that the fast convolution is used."""
     shape = [max(v.image.shape[1 + a] for v in views) for a in range(3)]
     images, truths = [], []
@@ -795,9 +818,16 @@ def batches_loss(network: NanoNetwork, views: list[View]) -> Tensor:
     features, pooled = network.image(batch, torch.stack([v.conditions for v in views]))
     total = torch.zeros(())
     for b, v in enumerate(views):
-        logits, presence = network.decode([f[b : b + 1] for f in features], pooled[b : b + 1], network.text(v.texts))
+        own = [f[b : b + 1] for f in features]
+        logits, presence = network.decode(own, pooled[b : b + 1], batch[b : b + 1, 2:], network.text(v.texts))
         scored = v.presence >= 0
-        total = total + prompt_loss(logits, truths[b]) + 0.3 * F.binary_cross_entropy_with_logits(presence[scored], v.presence[scored])
+        if v.half_texts:
+            pooled_shape = [n // 2 for n in shape]
+            half = F.pad(v.half_truth, [e for a in (2, 1, 0) for e in (0, pooled_shape[a] - v.half_truth.shape[1 + a])])
+            cheap, _ = network.decode(own, pooled[b : b + 1], batch[b : b + 1, 2:], network.text(v.half_texts), finest=1)
+            total = total + prompt_loss(cheap, half / 8, balance)
+        seen = F.binary_cross_entropy_with_logits(presence[scored], v.presence[scored])
+        total = total + prompt_loss(logits, truths[b], balance) + 0.3 * seen
     return total / len(views)
 
 
@@ -835,16 +865,21 @@ def train(args: argparse.Namespace) -> None:
     )
     validation = Validation(args.cache, args.data)
     network = NanoNetwork(NanoConfig()).to(memory_format=torch.channels_last_3d)
-    naming = nn.Linear(network.config.text_width, len(CANONICAL) + 1)
+    naming = nn.Linear(network.config.text_width + SIDES, len(CANONICAL) + 1)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     parameters = [*network.parameters(), *naming.parameters()]
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, weight_decay=1e-2, betas=(0.9, 0.99))
+    slow = [*network.text.parameters(), *naming.parameters()]
+    queries = [p for part in (network.query, network.offset, network.place, network.scene, network.seen) for p in part.parameters()]
+    others = [*network.image.parameters(), *network.presence.parameters()]
+    groups = [{"params": others, "share": 1.0}, {"params": queries, "share": 0.15}, {"params": slow, "share": 0.1}]
+    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=1e-2, betas=(0.9, 0.98))
     step, spent, best, skipped, rng = 0, 0.0, -1.0, 0, random.Random(args.seed)
     if (out / "last.pt").exists():
         state = torch.load(out / "last.pt", weights_only=True)
         network.load_state_dict(state["network"])
         naming.load_state_dict(state["naming"])
-        optimizer.load_state_dict(state["optimizer"])
+        if "optimizer" in state:  # a start from weights alone has none
+            optimizer.load_state_dict(state["optimizer"])
         average, step, spent, best = state["average"], state["step"], state["spent"], state["best"]
         say(f"continue from step {step}, {spent / 60:.1f} min")
     else:
@@ -863,19 +898,20 @@ def train(args: argparse.Namespace) -> None:
     )
     budget, offset = args.minutes * 60, spent
     begun = checked = saved = time.time()
+    first = step
     running: dict[str, list[float]] = {k: [] for k in KINDS}
     seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
     while True:
         spent = offset + time.time() - begun
         share = min(1.0, spent / budget)
-        rate = args.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
+        rate = args.lr * min(1.0, (step - first + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * share)))
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["share"]
         if share >= 1:
             break
         kind, views = next(stream)
         tick = time.time()
-        loss = batches_loss(network, views)
+        loss = batches_loss(network, views, max(0.0, 1 - 1.3 * share))
         texts, classes = text_batch(24, rng)
         total = loss + 0.1 * F.cross_entropy(naming(network.text(texts)), classes)
         optimizer.zero_grad()
@@ -889,7 +925,7 @@ def train(args: argparse.Namespace) -> None:
             continue
         optimizer.step()
         step += 1
-        keep = min(0.997, (step + 1) / (step + 10))
+        keep = min(0.995, (step - first + 1) / (step - first + 10))
         with torch.no_grad():
             for key, value in network.state_dict().items():
                 average[key].lerp_(value, 1 - keep)
@@ -1020,9 +1056,9 @@ def plain_view(item: Item) -> tuple[View, Tensor]:
     labels = F.grid_sample(level[1].float()[None, None], unit, mode="nearest", padding_mode="border", align_corners=False)[0, 0] * inside
     coordinates = inputs.coordinates(shape, origin, spacing, item.box[0], item.box[1])
     stacked = torch.cat([item.scaling.channels(image), coordinates])
-    return View(
-        stacked, inputs.conditions(spacing, item.box[0], item.box[1], item.modality), torch.zeros(0), [], torch.zeros(0)
-    ), labels.round().long()
+    nothing = torch.zeros(0)
+    where_and_what = inputs.conditions(spacing, item.box[0], item.box[1], item.modality)
+    return View(stacked, where_and_what, nothing, [], nothing, [], nothing), labels.round().long()
 
 
 # ------------------------------------------------------------------------------------------------------- fetch and export

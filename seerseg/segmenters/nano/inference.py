@@ -81,14 +81,14 @@ def answer(network: NanoNetwork, volume: Volume, texts: Sequence[str], *, thresh
     with torch.inference_mode():
         queries = [network.text([text]) for text in texts]
         spacing, grid = _coarse_grid(scan)
-        features, pooled = _encode(network, scan, grid, spacing)
+        encoded = _encode(network, scan, grid, spacing)
         out: list[Answer] = []
         for start in range(0, len(texts), PROMPTS_AT_ONCE):
             some = queries[start : start + PROMPTS_AT_ONCE]
             fields: list[_Field | None] = []
             presences: list[float] = []
             for query in some:
-                logits, seen = network.decode(features, pooled, query)
+                logits, seen = network.decode(*encoded, query)
                 presences.append(float(torch.sigmoid(seen[0])))
                 field = _Field(grid, np.ascontiguousarray(logits[0].float().cpu().numpy()))
                 fields.append(field if presences[-1] >= threshold and (field.logits > 0).any() else None)
@@ -167,7 +167,7 @@ def _block_mean(array: NDArray[Any], factor: NDArray[np.int64]) -> Float32:
     return np.ascontiguousarray(np.stack(out), dtype=np.float32)
 
 
-def _encode(network: NanoNetwork, scan: _Scan, grid: Grid, spacing: float) -> tuple[list[Tensor], Tensor]:
+def _encode(network: NanoNetwork, scan: _Scan, grid: Grid, spacing: float) -> tuple[list[Tensor], Tensor, Tensor]:
     device = next(network.parameters()).device
     origin = grid.affine[:3, 3][::-1]
     channels = torch.cat(
@@ -179,7 +179,7 @@ def _encode(network: NanoNetwork, scan: _Scan, grid: Grid, spacing: float) -> tu
     image = channels[None].to(device).contiguous(memory_format=torch.channels_last_3d)
     conditions = inputs.conditions(spacing, scan.box_lo.tolist(), scan.box_hi.tolist(), scan.modality)[None].to(device)
     features, pooled = network.image(image, conditions)
-    return features, pooled
+    return features, pooled, image[:, 2:]
 
 
 def _refine(network: NanoNetwork, scan: _Scan, coarse_mm: float, queries: list[Tensor], fields: list[_Field | None], blend: float) -> None:
@@ -209,9 +209,9 @@ def _refine(network: NanoNetwork, scan: _Scan, coarse_mm: float, queries: list[T
     for fine, by_tile in wanted.items():
         lattice = _Lattice(scan, fine)
         for tile in sorted(by_tile):
-            features, pooled = _encode(network, scan, lattice.grid(tile), fine)
+            encoded = _encode(network, scan, lattice.grid(tile), fine)
             for index in by_tile[tile]:
-                logits, _ = network.decode(features, pooled, queries[index])
+                logits, _ = network.decode(*encoded, queries[index])
                 corner, total, weights = canvases[index]
                 at = tuple(slice(int(a), int(a) + TILE) for a in (np.array(tile) - corner) * STEP)
                 total[at] += weight * logits[0].float().cpu().numpy()

@@ -1,7 +1,8 @@
 """The nano network: a residual 3D U-Net, a character-level text encoder, and prompts as dot products with a pyramid of features.
 
 An image is encoded once; a prompt costs four 1x1x1 products. With decoder features D_k at 1/2^k of the resolution and text queries q_k, the
-logit of a voxel is the sum over k of upsample(q_k . D_k) / sqrt(C_k), plus a bias. A second head scores whether the target is present.
+logit of a voxel is the sum over k of upsample(q_k . D_k) / sqrt(C_k), plus a term linear in its place in the body. A second head scores
+whether the target is present.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ STRIDE = 16
 """Every side of an input must be a multiple of this."""
 IMAGE_CHANNELS = 5
 """Wide window, narrow window, and x, y, z relative to the body box."""
+SIDES = 4
 CONDITIONS = 8
 """log spacing (1), log extent of the body box z, y, x (3), CT, MR, unknown modality (3), a constant (1)."""
 
@@ -100,7 +102,10 @@ def grams(text: str, buckets: int) -> list[int]:
 
 
 class TextEncoder(nn.Module):
-    """Strings -> (B, text_width), unit length times sqrt(text_width). Any string can be embedded; the empty one too."""
+    """Strings -> (B, text_width + 4). Any string can be embedded; the empty one too.
+
+    The first text_width values have the length sqrt(text_width); the last four say which side is named: none, left, right, both.
+    """
 
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
@@ -128,9 +133,9 @@ class TextEncoder(nn.Module):
         h = F.relu(self.conv1(self.char(codes.to(device)).transpose(1, 2) * mask)) * mask
         h = F.relu(self.conv2(h)) * mask
         pooled = torch.cat([h.amax(2), h.sum(2) / mask.sum(2).clamp(min=1)], 1)
-        sides = self.side(torch.tensor([side_of(text) for text in texts], device=device))
-        out: Tensor = self.mix(torch.cat([bag, pooled, sides], 1))
-        return F.normalize(out, dim=1) * math.sqrt(self.config.text_width)
+        named = torch.tensor([side_of(text) for text in texts], device=device)
+        out: Tensor = self.mix(torch.cat([bag, pooled, self.side(named)], 1))
+        return torch.cat([F.normalize(out, dim=1) * math.sqrt(self.config.text_width), F.one_hot(named, SIDES)], 1)
 
 
 # --------------------------------------------------------------------------------------------------------------- image
@@ -203,19 +208,29 @@ class NanoNetwork(nn.Module):
     def __init__(self, config: NanoConfig) -> None:
         super().__init__()
         self.config = config
-        c, t = config.channels, config.text_width
+        c, t = config.channels, config.text_width + SIDES
         self.text = TextEncoder(config)
         self.image = ImageEncoder(config)
         self.query = nn.ModuleList(nn.Linear(t, c[i]) for i in range(4))
         self.offset = nn.Linear(t, 1)
+        self.place = nn.Linear(t, 3)
         self.scene = nn.Linear(c[4], t)
         self.seen = nn.Linear(c[4], t)
         self.presence = nn.Sequential(nn.Linear(5, 16), nn.SiLU(), nn.Linear(16, 1))
+        with torch.no_grad():  # what is called left begins as what lies at low x, for every structure alike
+            self.place.weight.zero_()
+            self.place.bias.zero_()
+            self.place.weight[0, -3], self.place.weight[0, -2] = -4.0, 4.0
+            for query in self.query:
+                query.weight[:, -2] = -query.weight[:, -3]
 
-    def decode(self, features: list[Tensor], pooled: Tensor, embedded: Tensor) -> tuple[Tensor, Tensor]:
-        """One image: features[k] (1, C_k, ...), pooled (1, C), embedded (P, T) -> logits (P, Z, Y, X), presence logits (P,)."""
+    def decode(
+        self, features: list[Tensor], pooled: Tensor, coordinates: Tensor, embedded: Tensor, finest: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """One image: features[k] (1, C_k, ...), pooled (1, C), coordinates x, y, z (1, 3, Z, Y, X) of the input, embedded (P, T) ->
+        logits (P, Z, Y, X), presence logits (P,). finest: stop at features[finest], for training at a lower resolution."""
         logits: Tensor | None = None
-        for k in (3, 2, 1, 0):
+        for k in range(3, finest - 1, -1):
             width = features[k].shape[1]
             query = self.query[k](embedded) / math.sqrt(width)
             level = F.conv3d(features[k], query[:, :, None, None, None])
@@ -223,7 +238,9 @@ class NanoNetwork(nn.Module):
                 level = level + F.interpolate(logits, scale_factor=2, mode="trilinear", align_corners=False)
             logits = level
         assert logits is not None
-        logits = logits[0] + self.offset(embedded)[:, :, None, None]
+        if finest:
+            coordinates = F.avg_pool3d(coordinates, 2**finest)
+        logits = (logits + F.conv3d(coordinates, self.place(embedded)[:, :, None, None, None]))[0] + self.offset(embedded)[:, :, None, None]
         flat = F.avg_pool3d(logits.detach()[None], 2)[0].flatten(1)
         top = flat.topk(min(32, flat.shape[1]), dim=1).values
         scale = math.sqrt(embedded.shape[1])
@@ -242,4 +259,4 @@ class NanoNetwork(nn.Module):
     def forward(self, image: Tensor, conditions: Tensor, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """One image (1, 5, Z, Y, X), conditions (1, 8), P texts -> logits (P, Z, Y, X), presence logits (P,)."""
         features, pooled = self.image(image, conditions)
-        return self.decode(features, pooled, self.text(texts))
+        return self.decode(features, pooled, image[:, 2:], self.text(texts))
