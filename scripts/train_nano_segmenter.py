@@ -52,8 +52,24 @@ from seerseg_data.phantoms import LABELS, phantom  # noqa: E402
 
 PACKAGES = {"tptbox": "1.1.0", "pyradiomics": "3.0.1"}
 DEBIAN = ("mricron-data",)
-KINDS = {"fine": 0.26, "coarse": 0.42, "hippocampus": 0.32}  # share of training time
-SECONDS = {"fine": 1.0, "coarse": 1.5, "hippocampus": 1.1}  # rough cost of a batch, to turn shares of time into chances
+SECONDS = {"fine": 0.76, "coarse": 1.07, "hippocampus": 0.79}  # rough cost of a batch, to turn shares of time into chances
+
+
+@dataclass(frozen=True)
+class Stage:
+    """kinds: share of training time; balance: how much small structures are favoured at the start (see `prompt_loss`), falling to 0 at 1 /
+    fade of the time; plain: share of hippocampus views that are deformed but not degraded."""
+
+    kinds: dict[str, float]
+    balance: float
+    fade: float
+    plain: float
+
+
+STAGES = {
+    "broad": Stage({"fine": 0.26, "coarse": 0.42, "hippocampus": 0.32}, balance=1.0, fade=1.3, plain=0.0),
+    "last": Stage({"fine": 0.15, "coarse": 0.29, "hippocampus": 0.56}, balance=0.0, fade=1.0, plain=0.65),
+}
 
 
 # ------------------------------------------------------------------------------------------------------------------ data
@@ -547,7 +563,7 @@ def rounded(length: float) -> int:
     return max(32, 16 * math.ceil(length / 16 - 0.15))
 
 
-def make_view(item: Item, kind: str, rng: random.Random) -> View:
+def make_view(item: Item, kind: str, rng: random.Random, plain: float = 0.0) -> View:
     """Cut, deform and degrade one view of the item, and choose what to ask of it."""
     npr = np.random.default_rng(rng.getrandbits(32))
     full = np.array(item.levels[0][0].shape) * item.levels[0][2]
@@ -588,7 +604,10 @@ def make_view(item: Item, kind: str, rng: random.Random) -> View:
         centre[2] = full[2] - centre[2]
         box_lo, box_hi = box_lo.copy(), box_hi.copy()
         box_lo[2], box_hi[2] = full[2] - box_hi[2], full[2] - box_lo[2]
-    image, scaling, modality = _degrade(image, item, spacing, npr, rng)
+    if kind == "hippocampus" and rng.random() < plain:
+        scaling, modality = item.scaling, item.modality
+    else:
+        image, scaling, modality = _degrade(image, item, spacing, npr, rng)
     jitter = npr.normal(0, 0.02, (2, 3)) * (box_hi - box_lo)
     frame_lo, frame_hi = box_lo + jitter[0], box_hi + jitter[1]
     origin = np.array(centre) - (np.array(shape) - 1) / 2 * spacing
@@ -656,16 +675,15 @@ def _degrade(
     if rng.random() < 0.35:  # thick slices
         axis = 0 if rng.random() < 0.7 else rng.randrange(3)
         factor = min(6, max(2, round(rng.uniform(4, 11) / spacing))) if item.group == "torso" else 2
-        if image.shape[axis] % factor == 0 or True:
-            n = image.shape[axis] // factor * factor
-            line = image.movedim(axis, 0)
-            thick = line[:n].reshape(n // factor, factor, *line.shape[1:]).mean(1)
-            smooth = (
-                F.interpolate(thick.movedim(0, -1)[None].flatten(1, 2), size=n, mode="linear", align_corners=False)[0]
-                .reshape(*line.shape[1:], n)
-                .movedim(-1, 0)
-            )
-            image = torch.cat([smooth, line[n:]]).movedim(0, axis)
+        n = image.shape[axis] // factor * factor
+        line = image.movedim(axis, 0)
+        thick = line[:n].reshape(n // factor, factor, *line.shape[1:]).mean(1)
+        smooth = (
+            F.interpolate(thick.movedim(0, -1)[None].flatten(1, 2), size=n, mode="linear", align_corners=False)[0]
+            .reshape(*line.shape[1:], n)
+            .movedim(-1, 0)
+        )
+        image = torch.cat([smooth, line[n:]]).movedim(0, axis)
     if rng.random() < 0.25:
         kernel = torch.tensor([0.25, 0.5, 0.25])
         for axis in range(3):
@@ -754,16 +772,17 @@ def _everything(item: Item, labels: Tensor, mirrored: bool, rng: random.Random) 
 class Stream(IterableDataset):  # type: ignore[type-arg]
     """Endless batches: (kind, [View, View])."""
 
-    def __init__(self, items: list[Item], seed: int) -> None:
-        self.items, self.seed = items, seed
+    def __init__(self, items: list[Item], seed: int, stage: Stage) -> None:
+        self.items, self.seed, self.stage = items, seed, stage
 
     def __iter__(self) -> Iterator[tuple[str, list[View]]]:
         torch.set_num_threads(1)
         rng = random.Random(self.seed)
         groups = {g: [i for i in self.items if i.group == g] for g in ("hippocampus", "torso", "brain")}
-        kinds = [k for k in KINDS if k != "hippocampus" or groups["hippocampus"]]
+        shares = self.stage.kinds
+        kinds = [k for k in shares if k != "hippocampus" or groups["hippocampus"]]
         while True:
-            kind = rng.choices(kinds, [KINDS[k] / SECONDS[k] for k in kinds])[0]
+            kind = rng.choices(kinds, [shares[k] / SECONDS[k] for k in kinds])[0]
             pool = (
                 groups["hippocampus"]
                 if kind == "hippocampus"
@@ -772,7 +791,7 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
                 else groups["torso"]
             )
             if kind == "hippocampus":
-                yield kind, [make_view(rng.choice(pool), kind, rng) for _ in range(2)]
+                yield kind, [make_view(rng.choice(pool), kind, rng, self.stage.plain) for _ in range(2)]
                 continue
             views = [make_view(rng.choices(pool, [i.weight for i in pool])[0], kind, rng)]
             while len(views) < 2:  # same shape, so that they make one batch
@@ -848,8 +867,9 @@ def text_batch(size: int, rng: random.Random) -> tuple[list[str], Tensor]:
 def train(args: argparse.Namespace) -> None:
     """Until `--minutes` have passed; OUT/last.pt every five minutes, OUT/best.pt whenever the validation score rises."""
     started = time.time()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
+    stage = STAGES[args.stage]
     out: Path = args.out
     out.mkdir(parents=True, exist_ok=True)
     log = (out / "log.txt").open("a", buffering=1)
@@ -874,8 +894,11 @@ def train(args: argparse.Namespace) -> None:
     groups = [{"params": others, "share": 1.0}, {"params": queries, "share": 0.15}, {"params": slow, "share": 0.1}]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=1e-2, betas=(0.9, 0.98))
     step, spent, best, skipped, rng = 0, 0.0, -1.0, 0, random.Random(args.seed)
-    if (out / "last.pt").exists():
-        state = torch.load(out / "last.pt", weights_only=True)
+    begin = out / "last.pt" if (out / "last.pt").exists() else args.start
+    if begin is not None:
+        state = torch.load(begin, weights_only=True)
+        if begin == args.start:
+            state |= {"spent": 0.0, "best": -1.0}
         network.load_state_dict(state["network"])
         naming.load_state_dict(state["naming"])
         if "optimizer" in state:  # a start from weights alone has none
@@ -894,13 +917,15 @@ def train(args: argparse.Namespace) -> None:
                 say(f"text {i}: {loss.item():.3f}")
         average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     stream = iter(
-        DataLoader(Stream(items, args.seed + step), batch_size=None, num_workers=args.workers, prefetch_factor=6 if args.workers else None)
+        DataLoader(
+            Stream(items, args.seed + step, stage), batch_size=None, num_workers=args.workers, prefetch_factor=6 if args.workers else None
+        )
     )
     budget, offset = args.minutes * 60, spent
     begun = checked = saved = time.time()
     first = step
-    running: dict[str, list[float]] = {k: [] for k in KINDS}
-    seconds: dict[str, float] = dict.fromkeys(KINDS, 0.0)
+    running: dict[str, list[float]] = {k: [] for k in stage.kinds}
+    seconds: dict[str, float] = dict.fromkeys(stage.kinds, 0.0)
     while True:
         spent = offset + time.time() - begun
         share = min(1.0, spent / budget)
@@ -911,7 +936,7 @@ def train(args: argparse.Namespace) -> None:
             break
         kind, views = next(stream)
         tick = time.time()
-        loss = batches_loss(network, views, max(0.0, 1 - 1.3 * share))
+        loss = batches_loss(network, views, stage.balance * max(0.0, 1 - stage.fade * share))
         texts, classes = text_batch(24, rng)
         total = loss + 0.1 * F.cross_entropy(naming(network.text(texts)), classes)
         optimizer.zero_grad()
@@ -1141,6 +1166,9 @@ def main() -> None:
     two.add_argument("--seed", type=int, default=0)
     two.add_argument("--phantoms", type=int, default=64)
     two.add_argument("--text_steps", type=int, default=500)
+    two.add_argument("--stage", choices=sorted(STAGES), default="broad", help="broad first; last continues it, the hippocampus above all")
+    two.add_argument("--start", type=Path, help="begin with the last.pt of another run")
+    two.add_argument("--threads", type=int, default=1)
     two.add_argument("--workers", type=int, default=1)
     three = verbs.add_parser("export")
     three.add_argument("--out", type=Path, required=True)
