@@ -18,6 +18,7 @@ from torch import Tensor
 
 from seerseg.segmenters.nano import inputs
 from seerseg.segmenters.nano.network import NanoNetwork
+from seerseg.segmenters.nano.sharpening import Slab, sharpened
 from seerseg.volume import Grid, Volume, resample
 
 Float32 = NDArray[np.float32]
@@ -34,6 +35,8 @@ SPAN = 96
 FOUND = 0.3
 """Coarse probability above which a voxel asks for a fine tile."""
 PROMPTS_AT_ONCE = 16
+BAND = 2
+"""Half width, in voxels of the working grid, of the band around the target in which the scan's own voxels have a say."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,7 @@ def answer(network: NanoNetwork, volume: Volume, texts: Sequence[str], *, thresh
                 fields.append(field if presences[-1] >= threshold and (field.logits > 0).any() else None)
             _refine(network, scan, spacing, some, fields, blend)
             for presence, kept in zip(presences, fields, strict=True):
-                mask = None if kept is None else _paint(kept, volume.grid)
+                mask = None if kept is None else _paint(kept, volume)
                 out.append(Answer(presence, mask if mask is not None and mask.any() else None))
     return out
 
@@ -273,13 +276,15 @@ def _taper() -> Float32:
     return line[:, None, None] * line[None, :, None] * line[None, None, :]
 
 
-def _paint(field: _Field, grid: Grid) -> NDArray[np.bool_]:
-    """Probability interpolated at every voxel of the scan, then thresholded at 1/2, a slab at a time; bool (Z, Y, X)."""
+def _paint(field: _Field, volume: Volume) -> NDArray[np.bool_]:
+    """Probability interpolated at every voxel of the scan, sharpened by the scan's own intensities near the boundary, then
+    thresholded at 1/2, a slab at a time; bool (Z, Y, X)."""
+    grid = volume.grid
     out = np.zeros(grid.shape_zyx, dtype=np.bool_)
     found = np.argwhere(field.logits > 0)
     if not len(found):
         return out
-    ends = np.stack([found.min(0) - 1.0, found.max(0) + 1.0])
+    ends = np.stack([found.min(0) - BAND - 1.0, found.max(0) + BAND + 1.0])
     corners = np.array([[ends[a][0], ends[b][1], ends[c][2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
     voxels = grid.to_voxel(field.grid.to_world(corners))
     lo = np.clip(np.floor(voxels.min(0)), 0, None).astype(int)
@@ -287,9 +292,18 @@ def _paint(field: _Field, grid: Grid) -> NDArray[np.bool_]:
     if (hi <= lo).any():
         return out
     probability = (1 / (1 + np.exp(-np.clip(field.logits, -30, 30)))).astype(np.float32)
+    near = ndimage.maximum_filter((field.logits > 0).astype(np.uint8), 2 * BAND + 1).astype(np.float32)
     depth = max(1, (1 << 22) // max(1, int((hi[1] - lo[1]) * (hi[2] - lo[2]))))
-    for z in range(lo[0], hi[0], depth):
-        stop = min(z + depth, hi[0])
-        part = grid.crop((z, int(lo[1]), int(lo[2])), (int(stop), int(hi[1]), int(hi[2])))
-        out[z:stop, lo[1] : hi[1], lo[2] : hi[2]] = resample(probability, field.grid, part, order=1, fill=0.0) > 0.5
+
+    def slab(z: int) -> Slab:
+        stop = int(min(z + depth, hi[0]))
+        part = grid.crop((z, int(lo[1]), int(lo[2])), (stop, int(hi[1]), int(hi[2])))
+        image = np.nan_to_num(np.asarray(volume.array[z:stop, lo[1] : hi[1], lo[2] : hi[2]], dtype=np.float32))
+        prior, band = (resample(values, field.grid, part, order=1, fill=0.0) for values in (probability, near))
+        return Slab(prior, image, band > 0.5)
+
+    starts = range(int(lo[0]), int(hi[0]), depth)
+    posterior = sharpened(lambda: (slab(z) for z in starts))
+    for z in starts:
+        out[z : z + depth, lo[1] : hi[1], lo[2] : hi[2]][: hi[0] - z] = posterior(slab(z)) > 0.5
     return out
