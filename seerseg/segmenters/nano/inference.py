@@ -25,7 +25,7 @@ Float32 = NDArray[np.float32]
 
 CROP_MM = 90.0
 """A field of view smaller than this is all body: it was cut out around its target."""
-TILE, STEP = 64, 44
+TILE, STEP = 48, 36
 """Side of a fine tile and distance between tiles, voxels."""
 LADDER_MM = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5)
 FINEST_CT_MM = 2.5
@@ -227,7 +227,8 @@ def _refine(network: NanoNetwork, scan: _Scan, coarse_mm: float, queries: list[T
             coarse = resample(old.logits, old.grid, grid, order=1, fill=-12.0)
             np.divide(total, weights, out=total, where=weights > 0)
             mixed = np.where(weights > 0, blend * total + (1 - blend) * coarse, coarse)
-            fields[index] = _Field(grid, np.ascontiguousarray(mixed, dtype=np.float32))
+            if (mixed > 0).any():  # else the coarse answer stands
+                fields[index] = _Field(grid, np.ascontiguousarray(mixed, dtype=np.float32))
 
 
 def _fine_spacing(scan: _Scan, coarse_mm: float, extent_mm: float) -> float | None:
