@@ -45,11 +45,11 @@ make_environment() {
     fi
   fi
   local pip=("$ENV_BIN/python" -m pip --disable-pip-version-check -q)
-  if ! "$ENV_BIN/python" -c 'import torch' 2>/dev/null; then
+  if ! "$ENV_BIN/python" -W ignore -c 'import torch' 2>/dev/null; then
     say "Installing torch (the largest part)"
     # shellcheck disable=SC2086
     "${pip[@]}" install -c constraints.txt ${SEERSEG_TORCH:-torch} 2>&1 | grep -v '^WARNING: Location' || true
-    "$ENV_BIN/python" -c 'import torch' || die "torch could not be installed; see the lines above."
+    "$ENV_BIN/python" -W ignore -c 'import torch' || die "torch could not be installed; see the lines above."
   fi
   say "Installing SeerSeg"
   # an existing torch may be another version than the tested one: then it is the constraint
