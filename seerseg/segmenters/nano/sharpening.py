@@ -31,8 +31,8 @@ class Slab:
     band: NDArray[np.bool_]
 
 
-def sharpened(slabs: Callable[[], Iterator[Slab]]) -> Callable[[Slab], Float32]:
-    """The posterior of a slab, learnt from all of them. slabs: gives them afresh each time it is called."""
+def sharpened(slabs: Callable[[], Iterator[Slab]], trust: float = 1.0) -> Callable[[Slab], Float32]:
+    """The posterior of a slab, learnt from all of them. slabs: gives them afresh each time it is called; trust: exponent of the ratio."""
     low, high = _range(slabs)
     ratio: Float32 | None = None
 
@@ -54,7 +54,7 @@ def sharpened(slabs: Callable[[], Iterator[Slab]]) -> Callable[[Slab], Float32]:
             counts[1] += np.bincount(bins[~inside], minlength=BINS)
         if counts.sum(axis=1).min() < FEWEST_VOXELS:
             break
-        ratio = _ratio(counts)
+        ratio = _ratio(counts) ** np.float32(trust)
     return posterior
 
 
