@@ -17,7 +17,7 @@ from seerseg.prompts import Box3D, Prompt
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.base import Segmenter
 from seerseg.segmenters.nano import inference, inputs, load
-from seerseg.segmenters.nano.network import NanoConfig, NanoNetwork, grams, normalise, side_of
+from seerseg.segmenters.nano.network import SIDES, NanoConfig, NanoNetwork, grams, normalise, side_of
 from seerseg.segmenters.nano.segmenter import SHIPPED, NanoSegmenter
 from seerseg.volume import Grid, Volume
 from seerseg_data.nano_vocabulary import CANONICAL, corrupt, other_words, surface_forms, swap_side
@@ -84,7 +84,7 @@ class TestText:
         with torch.inference_mode():
             out = untrained._network.text(texts)
             alone = untrained._network.text([texts[0]])
-        assert out.shape == (5, SMALL.text_width)
+        assert out.shape == (5, SMALL.text_width + SIDES)
         assert torch.isfinite(out).all()
         assert torch.allclose(out[0], alone[0], atol=1e-5)
 

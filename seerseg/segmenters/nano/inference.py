@@ -110,7 +110,8 @@ def _look(volume: Volume) -> _Scan:
     spacing = np.array(volume.grid.spacing_zyx)
     step = np.maximum(1, np.floor((shape * spacing).max() / 110 / spacing)).astype(int)
     thin = np.asarray(array[:: step[0], :: step[1], :: step[2]], dtype=np.float32)
-    thin = np.nan_to_num(thin, nan=float(np.nanmin(thin)) if np.isfinite(thin).any() else 0.0)
+    finite = thin[np.isfinite(thin)]
+    thin = _finite(thin, float(finite.min()) if finite.size else 0.0)
     modality = {"CT": inputs.CT, "MR": inputs.MR, "MRI": inputs.MR}.get((volume.modality or "").upper(), "")
     if not modality:
         modality = inputs.UNKNOWN if volume.modality else inputs.CT if thin.min() < -500 else inputs.MR
@@ -128,6 +129,11 @@ def _look(volume: Volume) -> _Scan:
     corners = volume.grid.to_world(np.array([[a, b, c] for a in (lo[0], hi[0]) for b in (lo[1], hi[1]) for c in (lo[2], hi[2])]))[:, ::-1]
     scaling = inputs.Intensities.measure(torch.from_numpy(thin[body] if body.any() else thin.ravel()), modality)
     return _Scan(volume, modality, scaling, corners.min(0), corners.max(0))
+
+
+def _finite(values: Float32, fill: float = 0.0) -> Float32:
+    """What is not finite (readers leave none, arrays given in memory may) becomes `fill`."""
+    return np.nan_to_num(values, nan=fill, posinf=fill, neginf=fill)
 
 
 def _coarse_grid(scan: _Scan) -> tuple[float, Grid]:
@@ -161,7 +167,7 @@ def _block_mean(array: NDArray[Any], factor: NDArray[np.int64]) -> Float32:
     """Mean over blocks (z, y, x), a slab at a time; the last block of an axis may be short."""
     out = []
     for z in range(0, array.shape[0], int(factor[0])):
-        slab = np.nan_to_num(np.asarray(array[z : z + factor[0]], dtype=np.float32)).mean(0)
+        slab = _finite(np.asarray(array[z : z + factor[0]], dtype=np.float32)).mean(0)
         for axis in (0, 1):
             n = int(factor[1 + axis])
             if n > 1:
@@ -301,7 +307,7 @@ def _paint(field: _Field, volume: Volume, trust: float) -> NDArray[np.bool_]:
     def slab(z: int) -> Slab:
         stop = int(min(z + depth, hi[0]))
         part = grid.crop((z, int(lo[1]), int(lo[2])), (stop, int(hi[1]), int(hi[2])))
-        image = np.nan_to_num(np.asarray(volume.array[z:stop, lo[1] : hi[1], lo[2] : hi[2]], dtype=np.float32))
+        image = _finite(np.asarray(volume.array[z:stop, lo[1] : hi[1], lo[2] : hi[2]], dtype=np.float32))
         prior, band = (resample(values, field.grid, part, order=1, fill=0.0) for values in (probability, near))
         return Slab(prior, image, band > 0.5)
 
