@@ -69,6 +69,7 @@ class Stage:
 STAGES = {
     "broad": Stage({"fine": 0.26, "coarse": 0.42, "hippocampus": 0.32}, balance=1.0, fade=1.3, plain=0.0),
     "last": Stage({"fine": 0.15, "coarse": 0.29, "hippocampus": 0.56}, balance=0.0, fade=1.0, plain=0.65),
+    "hippocampus": Stage({"fine": 0.03, "coarse": 0.13, "hippocampus": 0.84}, balance=0.0, fade=1.0, plain=0.8),
 }
 
 
@@ -1166,7 +1167,9 @@ def main() -> None:
     two.add_argument("--seed", type=int, default=0)
     two.add_argument("--phantoms", type=int, default=64)
     two.add_argument("--text_steps", type=int, default=500)
-    two.add_argument("--stage", choices=sorted(STAGES), default="broad", help="broad first; last continues it, the hippocampus above all")
+    two.add_argument(
+        "--stage", choices=sorted(STAGES), default="broad", help="broad, then last, then hippocampus, each from the one before"
+    )
     two.add_argument("--start", type=Path, help="begin with the last.pt of another run")
     two.add_argument("--threads", type=int, default=1)
     two.add_argument("--workers", type=int, default=1)
