@@ -36,7 +36,7 @@ FOUND = 0.3
 """Coarse probability above which a voxel asks for a fine tile."""
 PROMPTS_AT_ONCE = 16
 TRUST_OUTSIDE_CT = 0.5
-"""How far intensities are believed where they are no Hounsfield units; of 0.25, 0.5, 0.75, 1 the best on hippocampus validation cases."""
+"""How far intensities are believed where they are no Hounsfield units; from 0.25 to 1 hardly differs on validation cases."""
 BAND = 2
 """Half width, in voxels of the working grid, of the band around the target in which the scan's own voxels have a say."""
 
