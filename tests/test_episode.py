@@ -111,8 +111,8 @@ class Clicker:
         z, y, x = (float(v) for v in parts)
         return Answer(target="it", prompt=Prompt(points=(Point((z, y, x)),)), done=False)
 
-    def target(self, trace: object, views: CaseViews) -> str:
-        return ""
+    def targets(self, trace: object, views: CaseViews) -> tuple[str, ...]:
+        return ("",)
 
     def observe(self, mask: Mask | None, views: CaseViews) -> Message | None:
         return text_message("user", f"{int(mask.array.sum()) if mask else 0} voxels")

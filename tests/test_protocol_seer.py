@@ -72,7 +72,7 @@ words = st.text(
 
 @given(words, words, words)
 def test_a_target_reads_back_and_is_wellformed(evidence: str, rationale: str, answer: str) -> None:
-    reply = seer.target(Trace(evidence, rationale, answer), VIEWS)
+    (reply,) = seer.targets(Trace(evidence, rationale, answer), VIEWS)
     read = seer.read(reply, VIEWS)
     assert isinstance(read, Answer)
     assert seer.wellformed(reply) == 1.0

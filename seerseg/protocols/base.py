@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol as TypingProtocol
 from typing import runtime_checkable
 
-from seerseg.prompts import Prompt
+from seerseg.prompts import Box2D, Prompt
 from seerseg.protocols.messages import Message
 from seerseg.skills.base import Skill
 from seerseg.views import CaseViews, ViewSpec
@@ -19,16 +19,47 @@ ABSENT = "absent"
 
 
 @dataclass(frozen=True)
-class Trace:
-    """Evidence, rationale, answer and skill tag for one request: one SFT sample of a SEER-Trace.
+class KeySlice:
+    """The target on one slice of the case's canonical grid: what spatial answers are made from.
 
-    answer: the canonical name of the target, or "absent" when it is not in the scan.
+    area: voxels of the target there; boxes: one per connected component there (8 neighbours), the largest component first;
+    points: two voxels (z, y, x) inside the target, each the deepest point of what is left when the discs around the points
+    before it are taken away.
+    """
+
+    axis: int
+    index: int
+    area: int
+    boxes: tuple[Box2D, ...]
+    points: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One action of a trajectory. prompt: what the segmenter was given, None for stopping; dice: of the mask after it; mask:
+    that mask (`volume.encode_runs`), "" when there is none yet."""
+
+    prompt: Prompt | None
+    dice: float
+    mask: str = ""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What is known of one request: evidence, rationale, answer and skill tag, and where the target lies. Every protocol makes
+    its SFT samples from it.
+
+    answer: the canonical name of the target, or "absent" when it is not in the scan. slices: for each axis the slice of the
+    largest area first, then further slices along the planned viewing axis by index; none when absent. turns: an expert's
+    trajectory, the last one a stop; none when it was not made.
     """
 
     evidence: str
     rationale: str
     answer: str
     skill: str | None = None
+    slices: tuple[KeySlice, ...] = ()
+    turns: tuple[Turn, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +119,8 @@ class Protocol(TypingProtocol):
         """Read a reply."""
         ...
 
-    def target(self, trace: Trace, views: CaseViews) -> str:
-        """The reply that an SFT sample is trained on."""
+    def targets(self, trace: Trace, views: CaseViews) -> tuple[str, ...]:
+        """The replies that SFT samples are trained on, one per turn. DatasetError when the trace lacks what the protocol needs."""
         ...
 
     def observe(self, mask: Mask | None, views: CaseViews) -> Message | None:

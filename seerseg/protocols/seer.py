@@ -75,10 +75,10 @@ class SeerProtocol:
             return Answer(target=None, prompt=None, evidence=evidence, rationale=rationale, absent=True)
         return Answer(target=answer, prompt=Prompt(text=answer), evidence=evidence, rationale=rationale)
 
-    def target(self, trace: Trace, views: CaseViews) -> str:
+    def targets(self, trace: Trace, views: CaseViews) -> tuple[str, ...]:
         """The reply of an SFT sample; it reads back as the trace's answer."""
         said = {part: inert(getattr(trace, part)) for part in _PARTS}
-        return "".join(f"<{part}>{said[part]}</{part}>" for part in _PARTS)
+        return ("".join(f"<{part}>{said[part]}</{part}>" for part in _PARTS),)
 
     def observe(self, mask: Mask | None, views: CaseViews) -> Message | None:
         """Nothing: SEER has one turn."""

@@ -17,6 +17,7 @@ from seerseg.volume.grid import Grid, Mask, SourceGeometry, Volume, intensity_pe
 from seerseg.volume.nifti import read_legend
 from seerseg.volume.orientation import source_of
 from seerseg.volume.resampling import resample
+from seerseg.volume.runs import decode_runs, encode_runs
 
 __all__ = [
     "IMAGE_ENDINGS",
@@ -25,6 +26,8 @@ __all__ = [
     "Mask",
     "SourceGeometry",
     "Volume",
+    "decode_runs",
+    "encode_runs",
     "image_stem",
     "intensity_percentiles",
     "is_image",
