@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from seerseg.dataset import Request, label_prompts, open_dataset, write_requests
 from seerseg.errors import DatasetError, NothingToDoError, OutputError, SeerSegError, UsageError
-from seerseg.evaluation import References, evaluate, evaluate_label_maps, summarise, text_table, write_csv
+from seerseg.evaluation import References, Scoring, evaluate, evaluate_label_maps, summarise, text_table, write_csv
 from seerseg.evaluation.records import About, Row
 from seerseg.metrics import MaskScores
 from seerseg.paths import write_json
@@ -244,7 +244,7 @@ class TestRequests:
 
     def test_targets_cut_off_by_the_field_of_view_are_left_out(self, raw, tmp_path):
         dataset = predict_perfectly(raw, tmp_path / "out", label=False)
-        found = evaluate(tmp_path / "out", References.of_dataset(dataset), dataset.requests, least_voxels=10_000)
+        found = evaluate(tmp_path / "out", References.of_dataset(dataset), dataset.requests, scoring=Scoring(least_voxels=10_000))
         assert found.summaries == ()
         assert {r.truth for r in found.rows} == {"unknown", "absent"}
 
@@ -254,7 +254,7 @@ class TestRequests:
         entries = [{"id": f"a-{side}-lay", "text": f"lay {side}", "value": v} for v, side in ((1, "left"), (2, "right"))]
         write_prediction(tmp_path / "out", "a", entries, moved)
         requests = [r for r in dataset.requests if r.id in ("a-left-lay", "a-right-lay")]
-        found = evaluate(tmp_path / "out", References.of_dataset(dataset), requests, tolerance_mm=1.0, tolerances={"right lung": 2.0})
+        found = evaluate(tmp_path / "out", References.of_dataset(dataset), requests, scoring=Scoring(1.0, {"right lung": 2.0}))
         nsd = {r.target: r.scores.nsd for r in found.rows}
         assert nsd["right lung"] == 1.0
         assert nsd["left lung"] < 1.0
@@ -443,7 +443,9 @@ class TestLabelMaps:
         drawn[1:3, 12:14, 1:3] = 1
         save(tmp_path / "gt" / "a.nii.gz", gt, affine())
         save(tmp_path / "out" / "a.nii.gz", drawn, affine())
-        found = evaluate_label_maps(tmp_path / "out", References.of_folder(tmp_path / "gt", {"lesion": (1,)}), lesions=True)
+        found = evaluate_label_maps(
+            tmp_path / "out", References.of_folder(tmp_path / "gt", {"lesion": (1,)}), scoring=Scoring(lesions=True)
+        )
         (summary, _) = found.summaries
         assert summary.lesions["f1"] == pytest.approx(2 / 3)
         assert summary.lesions["detection_rate"] == pytest.approx(2 / 3)

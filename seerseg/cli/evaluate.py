@@ -117,8 +117,8 @@ def _label_values(values: Sequence[int], file: str | None) -> tuple[dict[str, tu
 
 def _score(predictions: Path, dataset: RawDataset | None, references: References, given: dict[str, Any]) -> Evaluation:
     from seerseg.dataset import label_prompts, read_requests
+    from seerseg.evaluation import Scoring, evaluate_label_maps, holds_requests
     from seerseg.evaluation import evaluate as evaluate_requests
-    from seerseg.evaluation import evaluate_label_maps, holds_requests
 
     default, tolerances = _tolerances(given["tolerance_mm"], references)
     cases = _cases(dataset, references, given)
@@ -134,10 +134,7 @@ def _score(predictions: Path, dataset: RawDataset | None, references: References
             "cases": cases,
             "split": given["split"],
             "fold": (given["fold"] or 0) if given["split"] in ("val", "bank", "train") else None,
-            "tolerance_mm": default,
-            "tolerances": tolerances,
-            "lesions": given["lesions"],
-            "least_voxels": given["least_voxels"],
+            "scoring": Scoring(default, tolerances or {}, given["lesions"], given["least_voxels"]),
             "chill": given["chill"],
             "workers": given["workers"],
             "progress": progress,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from seerseg.dataset import Request
 from seerseg.errors import NothingToDoError, OutputError, UsageError
 from seerseg.evaluation.predictions import PredictionFolder, References, holds_requests, label_map_jobs, request_jobs
-from seerseg.evaluation.records import About, Absent, CaseTarget, Cost, Evaluation, Group, Row, Spread, Summary
+from seerseg.evaluation.records import About, Absent, CaseTarget, Cost, Evaluation, Group, Row, Scoring, Spread, Summary
 from seerseg.evaluation.scoring import CaseJob, score_jobs_in_order
 from seerseg.evaluation.summary import case_targets, summarise
 from seerseg.evaluation.tables import text_table, write_csv
-from seerseg.metrics import DEFAULT_TOLERANCE_MM
 
 __all__ = [
     "About",
@@ -24,6 +23,7 @@ __all__ = [
     "Group",
     "References",
     "Row",
+    "Scoring",
     "Spread",
     "Summary",
     "case_targets",
@@ -47,10 +47,7 @@ def evaluate(
     cases: Sequence[str] | None = None,
     split: str = "all",
     fold: int | None = None,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
-    tolerances: Mapping[str, float] | None = None,
-    lesions: bool = False,
-    least_voxels: int = 1,
+    scoring: Scoring = Scoring(),  # noqa: B008
     chill: bool = False,
     workers: int = 1,
     progress: Progress = lambda done, total: None,
@@ -58,8 +55,7 @@ def evaluate(
     """Score what seerseg_predict (or any tool that names its masks `<case>__<request id>.nii.gz`) wrote for `requests`.
 
     optional: requests that count when they were predicted (label prompts). cases: only these; split and fold: only what the result says of
-    itself. tolerance_mm: for NSD, `tolerances` overriding it per target. least_voxels: smaller targets are left out as cut off.
-    chill: leave out what was not predicted; otherwise OutputError naming it. NothingToDoError when there is nothing to score.
+    itself. chill: leave out what was not predicted; otherwise OutputError naming it. NothingToDoError when there is nothing to score.
     What could not be scored is in `faults`, never an exception.
     """
     folder = PredictionFolder(predictions)
@@ -69,10 +65,7 @@ def evaluate(
         references,
         [r for r in requests if chosen is None or r.case in chosen],
         optional=[r for r in optional if chosen is None or r.case in chosen],
-        tolerance_mm=tolerance_mm,
-        tolerances=tolerances,
-        lesions=lesions,
-        least_voxels=least_voxels,
+        scoring=scoring,
     )
     if missing and not chill:
         raise OutputError(_missing_sentence(missing, predictions, "requests"))
@@ -87,7 +80,7 @@ def evaluate(
         predictions=str(predictions),
         split=split,
         fold=fold,
-        tolerance_mm={"": tolerance_mm, **(tolerances or {})},
+        tolerance_mm={"": scoring.tolerance_mm, **scoring.tolerances},
         model=models[0] if models else {},
         mixed=any(model != models[0] for model in models),
         reference_note=references.note,
@@ -102,10 +95,7 @@ def evaluate_label_maps(
     cases: Sequence[str] | None = None,
     split: str = "all",
     fold: int | None = None,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
-    tolerances: Mapping[str, float] | None = None,
-    lesions: bool = False,
-    least_voxels: int = 1,
+    scoring: Scoring = Scoring(),  # noqa: B008
     chill: bool = False,
     workers: int = 1,
     progress: Progress = lambda done, total: None,
@@ -117,10 +107,7 @@ def evaluate_label_maps(
         predictions,
         references,
         cases=cases,
-        tolerance_mm=tolerance_mm,
-        tolerances=tolerances,
-        lesions=lesions,
-        least_voxels=least_voxels,
+        scoring=scoring,
     )
     if missing and not chill:
         raise OutputError(_missing_sentence(missing, predictions, "cases"))
@@ -131,7 +118,7 @@ def evaluate_label_maps(
         predictions=str(predictions),
         split=split,
         fold=fold,
-        tolerance_mm={"": tolerance_mm, **(tolerances or {})},
+        tolerance_mm={"": scoring.tolerance_mm, **scoring.tolerances},
         reference_note=references.note,
     )
     return _run(about, jobs, missing, [], workers, progress)

@@ -9,9 +9,8 @@ from typing import Any
 
 from seerseg.dataset import RawDataset, Request
 from seerseg.errors import DatasetError, NothingToDoError, OutputError, UsageError, did_you_mean
-from seerseg.evaluation.records import Kind, Row
+from seerseg.evaluation.records import Kind, Row, Scoring
 from seerseg.evaluation.scoring import CaseJob, Drawn, Question
-from seerseg.metrics import DEFAULT_TOLERANCE_MM
 from seerseg.paths import read_json, safe_name
 from seerseg.protocols.seer import normalise_name
 from seerseg.volume import PICTURE_ENDINGS, image_stem, is_image
@@ -170,10 +169,7 @@ def request_jobs(
     requests: Iterable[Request],
     *,
     optional: Iterable[Request] = (),
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
-    tolerances: Mapping[str, float] | None = None,
-    lesions: bool = False,
-    least_voxels: int = 1,
+    scoring: Scoring,
 ) -> tuple[list[CaseJob], list[str], list[str], list[dict[str, Any]]]:
     """Jobs by case; "case: request" of what was not predicted; faults; the "model" part of every case file.
 
@@ -210,19 +206,17 @@ def request_jobs(
                     f"{request.text[:60]!r}. Predict it again."
                 )
             else:
-                question = _question(request, answer, references, tolerances or {}, tolerance_mm, lesions)
+                question = _question(request, answer, references, scoring)
                 if question.row.truth == "present" and case not in references.files:
                     faults.append(f"Case {case}, request {request.id}: {references.name} has no label map of this case.")
                 else:
                     questions.append(question)
         if questions:
-            jobs.append(CaseJob(case, references.files.get(case), tuple(questions), references.ignore_label, least_voxels))
+            jobs.append(CaseJob(case, references.files.get(case), tuple(questions), references.ignore_label, scoring.least_voxels))
     return jobs, missing, faults, models
 
 
-def _question(
-    request: Request, answer: Answered, references: References, tolerances: Mapping[str, float], default: float, lesions: bool
-) -> Question:
+def _question(request: Request, answer: Answered, references: References, scoring: Scoring) -> Question:
     values: tuple[int, ...] | None = None
     if request.target is not None:
         for name in request.target:
@@ -251,7 +245,7 @@ def _question(
         file=answer.drawn.file.name if answer.drawn.file else "",
         file_values=answer.drawn.values,
     )
-    return Question(row, values, answer.drawn, tolerances.get(target, default), lesions)
+    return Question(row, values, answer.drawn, scoring.tolerance_of(target), scoring.lesions)
 
 
 def _right(request: Request, answer: Answered, references: References) -> bool | None:
@@ -268,10 +262,7 @@ def label_map_jobs(
     references: References,
     *,
     cases: Iterable[str] | None = None,
-    tolerance_mm: float = DEFAULT_TOLERANCE_MM,
-    tolerances: Mapping[str, float] | None = None,
-    lesions: bool = False,
-    least_voxels: int = 1,
+    scoring: Scoring,
 ) -> tuple[list[CaseJob], list[str]]:
     """One question per case and label, the same values in both label maps; and the cases without a prediction."""
     images = images_in(predictions, "prediction")
@@ -296,10 +287,10 @@ def label_map_jobs(
                 ),
                 values,
                 Drawn(images[case], values),
-                (tolerances or {}).get(name, tolerance_mm),
-                lesions,
+                scoring.tolerance_of(name),
+                scoring.lesions,
             )
             for name, values in references.labels.items()
         )
-        jobs.append(CaseJob(case, references.files[case], questions, references.ignore_label, least_voxels))
+        jobs.append(CaseJob(case, references.files[case], questions, references.ignore_label, scoring.least_voxels))
     return jobs, missing

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from seerseg.metrics import LESION_RULE, SURFACE_RULE, Interval, LesionScores, MaskScores, PairedDifference, ParaphraseScores
+from seerseg.metrics import (
+    DEFAULT_TOLERANCE_MM,
+    LESION_RULE,
+    SURFACE_RULE,
+    Interval,
+    LesionScores,
+    MaskScores,
+    PairedDifference,
+    ParaphraseScores,
+)
 
 EVALUATION_SCHEMA = 1
 Kind = Literal["label prompt", "free text", "label map"]
@@ -14,6 +23,21 @@ KINDS: tuple[Kind, ...] = ("label prompt", "free text", "label map")
 Truth = Literal["present", "absent", "unknown"]
 ABSENT_STATUS = "absent"
 HIT_DICE = 0.1  # from this Dice on a finding counts as hit, as in ReXGroundingCT
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How masks are scored. tolerance_mm: for NSD, `tolerances` overriding it per target; lesions: lesion-wise F1 too;
+    least_voxels: smaller targets are left out as cut off."""
+
+    tolerance_mm: float = DEFAULT_TOLERANCE_MM
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    lesions: bool = False
+    least_voxels: int = 1
+
+    def tolerance_of(self, target: str) -> float:
+        """The tolerance in mm for a target."""
+        return self.tolerances.get(target, self.tolerance_mm)
 
 
 @dataclass(frozen=True)

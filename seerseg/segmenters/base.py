@@ -7,7 +7,7 @@ An implementation is a class with the attributes and methods of `Segmenter` and 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -142,6 +142,42 @@ class Session(Protocol):
     def close(self) -> None:
         """Release what is held for the volume."""
         ...
+
+
+class RefiningSession:
+    """A session for segmenters that take a previous mask: each turn starts from the mask before it. An unsupported turn
+    changes nothing. keeps_empty: whether a turn that leaves nothing counts; words_start_anew: whether text or a class name begins
+    again from nothing."""
+
+    def __init__(self, segmenter: Segmenter, volume: Volume, *, keeps_empty: bool = True, words_start_anew: bool = False) -> None:
+        self._segmenter = segmenter
+        self._volume: Volume | None = volume
+        self._turns: list[Segmentation] = []
+        self._kept: tuple[Status, ...] = ("ok", "empty") if keeps_empty else ("ok",)
+        self._words_start_anew = words_start_anew
+
+    def add(self, prompt: Prompt) -> Segmentation:
+        """The mask so far with the prompt taken into account; a prompt with a mask starts from that one."""
+        if self._volume is None:
+            raise SegmenterError("The segmentation session is closed; open a new one.")
+        anew = prompt.mask is not None or not prompt.kinds or (self._words_start_anew and prompt.kinds & {"text", "class"})
+        if self._turns and not anew:
+            prompt = replace(prompt, mask=self._turns[-1].mask)
+        made = self._segmenter.segment(self._volume, [prompt])[0]
+        if made.status in self._kept:
+            self._turns.append(made)
+        return made
+
+    def undo(self) -> Segmentation | None:
+        """Forget the last turn that was kept."""
+        if self._turns:
+            self._turns.pop()
+        return self._turns[-1] if self._turns else None
+
+    def close(self) -> None:
+        """Release the volume."""
+        self._volume = None
+        self._turns.clear()
 
 
 @runtime_checkable

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from seerseg.errors import SegmenterError
 from seerseg.prompts import Box2D, Box3D, Point, Prompt, box_voxels
-from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered, refusal
+from seerseg.segmenters.base import Capabilities, ModelCard, RefiningSession, Segmentation, answered, refusal
 from seerseg.segmenters.growing import (
     Appearance,
     Propagation,
@@ -84,9 +83,9 @@ class GrowSegmenter:
         """One Segmentation per prompt, in order; see the class."""
         return [self._answer(volume, prompt) for prompt in prompts]
 
-    def session(self, volume: Volume) -> GrowSession:
+    def session(self, volume: Volume) -> RefiningSession:
         """A session in which every prompt refines the mask before it."""
-        return GrowSession(self, volume)
+        return RefiningSession(self, volume, keeps_empty=False)
 
     def _answer(self, volume: Volume, prompt: Prompt) -> Segmentation:
         start = time.perf_counter()
@@ -102,37 +101,6 @@ class GrowSegmenter:
         mask = grow(volume, prompt)
         message = "" if mask.any() else "Nothing stands out from its surroundings there."
         return answered(volume, prompt, mask, message=message, seconds=time.perf_counter() - start)
-
-
-class GrowSession:
-    """One target refined over several turns; an unsupported or empty turn changes nothing."""
-
-    def __init__(self, segmenter: GrowSegmenter, volume: Volume) -> None:
-        self._segmenter = segmenter
-        self._volume: Volume | None = volume
-        self._turns: list[Segmentation] = []
-
-    def add(self, prompt: Prompt) -> Segmentation:
-        """The mask so far with the prompt's points and boxes taken into account; a prompt with a mask starts from that one."""
-        if self._volume is None:
-            raise SegmenterError("The segmentation session is closed; open a new one.")
-        if self._turns and prompt.mask is None and prompt.kinds:
-            prompt = replace(prompt, mask=self._turns[-1].mask)
-        made = self._segmenter.segment(self._volume, [prompt])[0]
-        if made.status == "ok":
-            self._turns.append(made)
-        return made
-
-    def undo(self) -> Segmentation | None:
-        """Forget the last turn that changed the mask."""
-        if self._turns:
-            self._turns.pop()
-        return self._turns[-1] if self._turns else None
-
-    def close(self) -> None:
-        """Release the volume."""
-        self._volume = None
-        self._turns.clear()
 
 
 # -------------------------------------------------------------------------------------------------------------- one prompt

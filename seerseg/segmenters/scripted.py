@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from seerseg.errors import ModelError, SegmenterError, did_you_mean
 from seerseg.paths import read_json
 from seerseg.prompts import Box2D, Box3D, Point, Prompt, box_voxels
-from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered, refusal
+from seerseg.segmenters.base import Capabilities, ModelCard, RefiningSession, Segmentation, answered, refusal
 from seerseg.volume import Mask, Volume
 
 Bool = NDArray[np.bool_]
@@ -88,9 +88,9 @@ class ScriptedSegmenter:
         self.calls.append(Call(volume.name, volume.content_hash, tuple(prompts)))
         return [self._answer(volume, prompt) for prompt in prompts]
 
-    def session(self, volume: Volume) -> ScriptedSession:
+    def session(self, volume: Volume) -> RefiningSession:
         """A session whose prompts edit one mask in turn."""
-        return ScriptedSession(self, volume)
+        return RefiningSession(self, volume, words_start_anew=True)
 
     def _answer(self, volume: Volume, prompt: Prompt) -> Segmentation:
         start = time.perf_counter()
@@ -133,38 +133,6 @@ class ScriptedSegmenter:
         nearest = tuple(name for name in self._names if _fold(name) in near) or self._names[:3]
         message = f"The script has no answer to {words!r}.{did_you_mean(words, self._names)}"
         return Segmentation(prompt, "unsupported", message=message, nearest=nearest)
-
-
-class ScriptedSession:
-    """Prompts applied one after the other to one mask."""
-
-    def __init__(self, segmenter: ScriptedSegmenter, volume: Volume) -> None:
-        self._segmenter = segmenter
-        self._volume: Volume | None = volume
-        self._turns: list[Segmentation] = []
-
-    def add(self, prompt: Prompt) -> Segmentation:
-        """The prompt applied to the mask so far; an unsupported one leaves it as it was."""
-        if self._volume is None:
-            raise SegmenterError("The segmentation session is closed; open a new one.")
-        held = next((turn.mask for turn in reversed(self._turns) if turn.mask is not None), None)
-        if held is not None and prompt.mask is None and _words(prompt) is None and prompt.kinds:
-            prompt = Prompt(boxes=prompt.boxes, points=prompt.points, mask=held)
-        made = self._segmenter.segment(self._volume, [prompt])[0]
-        if made.status != "unsupported":
-            self._turns.append(made)
-        return made
-
-    def undo(self) -> Segmentation | None:
-        """Forget the last accepted turn."""
-        if self._turns:
-            self._turns.pop()
-        return self._turns[-1] if self._turns else None
-
-    def close(self) -> None:
-        """Release the volume."""
-        self._volume = None
-        self._turns.clear()
 
 
 def edit(array: Bool, volume: Volume, prompt: Prompt, *, started: bool) -> Bool:
