@@ -19,7 +19,7 @@ from seerseg.protocols.messages import Message, text_message
 from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Segmentation, Segmenter, Session
-from seerseg.skills.base import EmptyBank, Retriever, Skill, named_skills
+from seerseg.skills.base import EmptyBank, Query, Retriever, Skill, named_skills
 from seerseg.views import CaseViews
 from seerseg.volume import Mask, Volume
 
@@ -171,11 +171,9 @@ def open_dialogues(
     targets: Targets | None = None,
 ) -> list[Dialogue]:
     """One dialogue per request on the same views."""
-    retriever = bank or EmptyBank()
-    return [
-        Dialogue(views, text, protocol, skills=tuple(retriever.retrieve(text, views.modality, SKILLS_SHOWN)), targets=targets or Targets())
-        for text in requests
-    ]
+    retriever, allowed = bank or EmptyBank(), targets or Targets()
+    queries = [Query(text, views.modality, targets=allowed.names if allowed.closed else ()) for text in requests]
+    return [Dialogue(views, q.text, protocol, skills=tuple(retriever.retrieve(q, SKILLS_SHOWN)), targets=allowed) for q in queries]
 
 
 def reason(dialogues: Sequence[Dialogue], reasoner: Reasoner, *, seed: int = 0, retries: int = 1) -> None:

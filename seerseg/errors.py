@@ -12,6 +12,7 @@
     ├── ModelError (1)              a model folder cannot be used
     │   ├── WeightsError (1)        weights are missing, damaged or of another architecture
     │   └── MissingExtraError (1)   an optional package is needed; the text holds the command that installs it
+    ├── BankError (1)               a skill bank or a skill cannot be used
     ├── SegmenterError (1)          a segmenter was asked for what it cannot do
     ├── OutputError (1)             results cannot be written (no space, read-only)
     ├── SomeCasesFailedError (3)    the rest is written
@@ -84,6 +85,10 @@ class WeightsError(ModelError):
 
 class MissingExtraError(ModelError):
     """An optional package is needed; the text holds the command that installs it."""
+
+
+class BankError(SeerSegError):
+    """A skill bank or a skill cannot be used."""
 
 
 class SegmenterError(SeerSegError):

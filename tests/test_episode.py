@@ -19,7 +19,7 @@ from seerseg.protocols.messages import Message, text_message
 from seerseg.protocols.seer import SeerProtocol
 from seerseg.reasoners.base import ReasonerCard
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation
-from seerseg.skills.base import Skill
+from seerseg.skills.base import Query, Skill
 from seerseg.views import CaseViews, ViewSpec, render
 from seerseg.vocabulary import LabelDescription
 from seerseg.volume import Grid, Mask, Volume
@@ -170,9 +170,10 @@ def test_a_reply_may_be_any_string(reply: str) -> None:
 def test_skills_are_shown_and_their_use_is_recorded() -> None:
     class Bank:
         identity = "bank-1"
+        mode = "frozen"
 
-        def retrieve(self, request: str, modality: str | None, limit: int) -> Sequence[Skill]:
-            return (Skill("s:1", "TAG", "always", "answer liver"),) if request == "a" else ()
+        def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
+            return (Skill("s:1", "TAG", "always", "answer liver"),) if query.text == "a" else ()
 
     replies = {"a": [said("liver").replace(">r<", ">by s:1<")], "b": [said("liver")]}
     one, two = solve(VIEWS, VOLUME, ["a", "b"], protocol=SeerProtocol(), reasoner=Teller(replies), segmenter=Painter(), bank=Bank())
