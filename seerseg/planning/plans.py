@@ -12,7 +12,7 @@ import json
 import re
 import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,19 @@ class Plans:
         edits = {name: planned.value for name, planned in self.computing.items() if planned.edited}
         batches = {stage: int(self.value(f"{stage}.batch")) for stage in _STAGES}
         return Plans(self.name, self.dataset, self.mathematics, computing(batches, self.scale, machine, edits), self.scale, machine)
+
+    def edited(self, edits: Mapping[str, Any]) -> Plans:
+        """These plans with other values, as a person would edit the file; what follows from them is not yet followed, see
+        `make_plans(previous=...)`. PlanError for an unknown name or a value that is not allowed."""
+        parts = {"mathematics": dict(self.mathematics), "computing": dict(self.computing)}
+        for name, value in edits.items():
+            self.value(name)
+            allowed, meaning = _CHECKS[_general(name)]
+            if not allowed(value):
+                raise PlanError(f"{name} cannot be {json.dumps(value)[:80]}: it must be {meaning}.")
+            part = next(p for p in parts.values() if name in p)
+            part[name] = replace(part[name], value=value)
+        return replace(self, **parts)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready (`plans.json`)."""
@@ -225,7 +238,25 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "lora.rank": _is_int(1),
     "lora.alpha": _is_int(1),
     "lora.vision": _one_of("frozen", "trained"),
+    "lora.from_parameters": _is_int(0),
+    "lora.targets": (lambda v: isinstance(v, str) and bool(v), "all-linear, or names of layers divided by commas"),
     "sft.batch": _is_int(1),
+    "training.seed": _is_int(0),
+    "training.weight_decay": _is_float(0, 1),
+    "training.max_grad_norm": _is_float(0.001, 1000),
+    **{
+        f"{stage}.{name}": _is_float(0, 1)
+        for stage in _STAGES
+        for name in ("learning_rate_lora", "learning_rate_full", "learning_rate_small")
+    },
+    **{f"{stage}.warmup": _is_float(0, 1) for stage in _STAGES},
+    **{f"{stage}.epochs": _is_float(0.001, 10_000) for stage in _STAGES},
+    **{f"{stage}.evaluations": _is_int(0) for stage in _STAGES},
+    "grpo.beta": _is_float(0, 10),
+    "grpo.temperature": _is_float(0.01, 10),
+    "validation.rows": _is_int(0),
+    "validation.sets": _is_int(0),
+    "checkpoint.minutes": _is_float(0, 100_000),
     "paraphrases.count": _is_int(1),
     "paraphrases.styles": (lambda v: isinstance(v, list) and all(isinstance(s, str) for s in v), "a list of styles"),
     **{f"grpo.{name}": _is_int(1) for name in ("samples", "group", "sets_per_update", "batch")},
@@ -244,7 +275,11 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _check_for(name: str) -> tuple[Callable[[Any], bool], str] | None:
-    return _CHECKS.get(re.sub(r"^channel\.\d+\.", "channel.N.", name))
+    return _CHECKS.get(_general(name))
+
+
+def _general(name: str) -> str:
+    return re.sub(r"^channel\.\d+\.", "channel.N.", name)
 
 
 def _check_complete(plans: Plans, path: Path) -> None:

@@ -196,9 +196,37 @@ def _training(sheet: _Sheet, fingerprint: Fingerprint) -> None:
     sets = sheet.put("grpo.sets_per_update", 8, "paraphrase sets per update, kept by accumulation")
     sheet.put("grpo.batch", group * sets, "replies per update", group=group, sets=sets)
     sheet.put("grpo.lambda", 0.5, "weight of the variance; above 0.5 lowering a good Dice could pay")
+    _optimisation(sheet, pairs)
     learners = max(1, round(_TRAIN_SHARE * fingerprint.cases))
     cap = min(64, max(8, round(math.sqrt(learners))))
     sheet.put("bank.max_skills", cap, "root of the number of training cases, from 8 to 64", training_cases=learners)
+
+
+def _optimisation(sheet: _Sheet, pairs: int) -> None:
+    """Rates, lengths and cadences; three rates a stage, as the plan does not know which reasoner will be trained."""
+    sheet.put("training.seed", 12345, "one seed for order, initialisation and sampling; fold and stage are told apart by their data")
+    sheet.put("training.weight_decay", 0.0, "none: adapters start at zero and a fine-tuned model should stay near its base")
+    sheet.put("training.max_grad_norm", 1.0, "gradients are clipped to this norm")
+    sheet.put("lora.from_parameters", 500_000_000, "reasoners of at least so many parameters get adapters, smaller ones are trained whole")
+    sheet.put("lora.targets", "all-linear", "every linear layer of the language model; those of the vision tower where lora.vision says so")
+    epochs = sheet.put("sft.epochs", 3 if pairs < 1000 else 2 if pairs <= 10_000 else 1, "3 passes below 1000 training pairs, 2 up to "
+                       "10000, then 1", pairs=pairs)  # fmt: skip
+    sheet.put("sft.warmup", 0.05, "share of the updates over which the rate rises; then it falls as a cosine")
+    sheet.put("sft.evaluations", max(4, 3 * epochs), "validations over the whole run, evenly spread: 3 an epoch, at least 4", epochs=epochs)
+    sheet.put("grpo.epochs", 4 if pairs < 1000 else 2 if pairs <= 10_000 else 1, "4 passes over the paraphrase sets below 1000 training "
+              "pairs, 2 up to 10000, then 1", pairs=pairs)  # fmt: skip
+    sheet.put("grpo.warmup", 0.05, "as for SFT; then the rate stays")
+    sheet.put("grpo.evaluations", 10, "validations over the whole run, evenly spread")
+    sheet.put("grpo.beta", 0.01, "weight of the divergence from the model that GRPO began with")
+    sheet.put("grpo.temperature", 1.0, "replies are drawn as the model gives them: the gradient is of that policy")
+    rates = {"lora": (1e-4, 1e-5), "full": (1e-5, 1e-6), "small": (3e-4, 1e-5)}
+    meaning = {"lora": "adapters", "full": "whole models of 100 million parameters and more", "small": "whole models of fewer parameters"}
+    for kind, (sft, grpo) in rates.items():
+        sheet.put(f"sft.learning_rate_{kind}", sft, f"peak rate of {meaning[kind]}")
+        sheet.put(f"grpo.learning_rate_{kind}", grpo, f"peak rate of {meaning[kind]}")
+    sheet.put("validation.rows", 64, "validation samples whose loss is taken, evenly chosen: enough to rank checkpoints")
+    sheet.put("validation.sets", 8, "validation paraphrase sets that are answered and drawn by the frozen segmenter")
+    sheet.put("checkpoint.minutes", 15.0, "at most so much work is lost when a machine dies")
 
 
 def nsd_tolerances_mm(fingerprint: Fingerprint) -> tuple[dict[str, float], dict[str, Any]]:
