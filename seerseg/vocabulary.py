@@ -22,15 +22,21 @@ SCHEMA = 1
 DEFAULT_FILE = Path(__file__).parent / "data" / "vocabulary.json"
 
 Side = Literal["left", "right", "both"]
-Kind = Literal["name", "synonym", "abbreviation", "lay", "description"]
+Kind = Literal["name", "synonym", "abbreviation", "lay", "description", "relation"]
 Split = Literal["train", "val", "test"]
 
 _SPLITS: tuple[Split, ...] = ("train", "val", "test")
-_KIND_OF_FIELD: dict[str, Kind] = {"synonyms": "synonym", "abbreviations": "abbreviation", "lay": "lay", "descriptions": "description"}
+_KIND_OF_FIELD: dict[str, Kind] = {
+    "synonyms": "synonym",
+    "abbreviations": "abbreviation",
+    "lay": "lay",
+    "descriptions": "description",
+    "relations": "relation",
+}
 _FIELDS = {"name", "sides", "plural", "singular", "each", "part_of", "lies", "regions", "modalities", *_KIND_OF_FIELD}
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth")
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")
-_RANK = {"name": 0, "synonym": 1, "abbreviation": 2, "lay": 3, "description": 4}
+_RANK = {"name": 0, "synonym": 1, "abbreviation": 2, "lay": 3, "description": 4, "relation": 5}
 _TOKEN = re.compile(r"[^\W_]+")
 _SPINE_LEVEL = re.compile(r"\b([ctl])[\s-]+spine\b")
 _UNCHANGED = frozenset({"pons", "lens", "biceps", "triceps", "quadriceps", "caries", "corps", "gas", "cervix"})
@@ -187,7 +193,7 @@ class Vocabulary:
 
     @cached_property
     def bags(self) -> dict[tuple[str, ...], list[tuple[Entry, Surface]]]:
-        """Sorted roots without side -> the entries and surfaces that they can mean. Descriptions are left out."""
+        """Sorted roots without side -> the entries and surfaces that they can mean. Descriptions and relations are left out."""
         index: dict[tuple[str, ...], list[tuple[Entry, Surface]]] = {}
         for base, said, entry, surface in self._keyed():
             index.setdefault(base, []).append((entry, surface if surface.side == said else replace(surface, side=said)))
@@ -197,7 +203,7 @@ class Vocabulary:
         memo: dict[str, tuple[tuple[str, ...], Side | None]] = {}
         for entry in self:
             for surface in entry.surfaces:
-                if surface.kind == "description":
+                if surface.kind in ("description", "relation"):
                     continue
                 found = memo.get(surface.text)
                 if found is None:
@@ -324,14 +330,10 @@ def _check_raw(raw: Any, path: Path) -> None:
         raise ModelError(f"{path}: entry {raw['name']!r} has the unknown field {min(unknown)!r}.{did_you_mean(min(unknown), _FIELDS)}")
     for name in _KIND_OF_FIELD:
         for form in raw.get(name, ()):
-            text, split = (
-                (form, "train")
-                if isinstance(form, str)
-                else (form.get("form"), form.get("split"))
-                if isinstance(form, dict)
-                else (None, "")
-            )
-            if not isinstance(text, str) or not text.strip() or split not in _SPLITS:
+            read = {"form": form} if isinstance(form, str) else form if isinstance(form, dict) else {}
+            text, split, side = read.get("form"), read.get("split", "train"), read.get("side")
+            usable = isinstance(text, str) and bool(text.strip()) and split in _SPLITS and set(read) <= {"form", "split", "side"}
+            if not usable or side not in (None, "left", "right") or (side is not None and not raw.get("sides")):
                 raise ModelError(
                     f"{path}: entry {raw['name']!r}, field {name!r}: {str(form)[:80]} is neither a text nor a form with its split."
                 )
@@ -358,10 +360,10 @@ def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
         members = (f"left {base}", f"right {base}")
         for side, twin in (("left", "right"), ("right", "left")):
             own = [Surface(f"{side} {base}", "name", "train", side)]  # type: ignore[arg-type]
-            own += [_sided(f, side) for f in [Surface(base, "synonym"), *forms]]
+            own += [_sided(f, side) for f in [Surface(base, "synonym"), *forms] if f.side in (None, side)]
             yield Entry(f"{side} {base}", base, side, None, f"{twin} {base}", (), surfaces=tuple(own), **common)  # type: ignore[arg-type]
         both = [Surface(plural, "name", "train", "both"), Surface(base, "synonym", "train", "both")]
-        both += [replace(f, side="both") for f in forms if "{S}" not in f.text]
+        both += [replace(f, side="both") for f in forms if "{S}" not in f.text and f.side is None]
         yield Entry(plural, base, "both", None, None, members, surfaces=tuple(both), **common)
 
 
@@ -369,7 +371,10 @@ def _forms(raw: Mapping[str, Any], fill: Any) -> list[Surface]:
     forms: list[Surface] = []
     for name, kind in _KIND_OF_FIELD.items():
         for form in raw.get(name, ()):
-            forms.append(Surface(fill(form), kind) if isinstance(form, str) else Surface(fill(form["form"]), kind, form["split"]))
+            if isinstance(form, str):
+                forms.append(Surface(fill(form), kind))
+            else:
+                forms.append(Surface(fill(form["form"]), kind, form.get("split", "train"), form.get("side")))
     return forms
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from seerseg.errors import DatasetError, ModelError
 from seerseg.vocabulary import DEFAULT_FILE, LabelDescription, Vocabulary, fold, singular, words
+from seerseg_data import nano_vocabulary
 
 VOCABULARY = Vocabulary.load()
 
@@ -257,3 +258,102 @@ def test_loading_is_quick_and_light() -> None:
     seconds, *heavy = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert heavy == []
     assert float(seconds) < 0.3, "about 0.03 s on an idle core"
+
+
+# Language splits. The rules are written anew here, on the raw file, so that the loader cannot hide a breach.
+RAW: dict[str, Any] = json.loads(DEFAULT_FILE.read_text(encoding="utf-8"))
+FORM_FIELDS = ("synonyms", "abbreviations", "lay", "descriptions", "relations")
+
+
+def normal(text: str) -> tuple[str, ...]:
+    """Words of a form without case, side words and plural; numbers and sides of a template filled in."""
+    for mark, value in (("{S}", "L"), ("{nth}", "1st"), ("{n}", "1"), ("{ordinal}", "first"), ("{roman}", "I")):
+        text = text.replace(mark, value)
+    bare = tuple(singular(w) for w in words(text) if w not in RAW["side_words"])
+    return bare or tuple(words(text))
+
+
+def holds(longer: tuple[str, ...], shorter: tuple[str, ...]) -> bool:
+    return any(longer[i : i + len(shorter)] == shorter for i in range(len(longer) - len(shorter) + 1))
+
+
+def split_forms(raw: dict[str, Any]) -> list[tuple[str, str]]:
+    """(form, split) of every surface of a raw entry that is no canonical name."""
+    listed = [form for name in FORM_FIELDS for form in raw.get(name, ())]
+    return [(form, "train") if isinstance(form, str) else (form["form"], form.get("split", "train")) for form in listed]
+
+
+def breaches(entries: list[dict[str, Any]], shipped: set[tuple[str, ...]]) -> list[str]:
+    """What breaks the rules of the language splits, one sentence each; shipped: normal forms the shipped weights were trained on."""
+    found: list[str] = []
+    names = {raw["name"]: [raw[k] for k in ("name", "plural", "singular") if k in raw] for raw in entries}
+    train = {normal(n) for shared in names.values() for n in shared} | {
+        normal(f) for r in entries for f, s in split_forms(r) if s == "train"
+    }
+    held: dict[tuple[str, ...], str] = {}
+    for raw in entries:
+        forms = split_forms(raw)
+        counts = {split: sum(s == split for _, s in forms) for split in ("train", "val", "test")}
+        if (len(forms) >= 4 and not counts["test"]) or (len(forms) >= 5 and not counts["val"]):
+            found.append(f"{raw['name']}: {len(forms)} forms, {counts}")
+        own = [normal(n) for n in names[raw["name"]]] + [normal(f) for f, s in forms if s == "train"]
+        for form, split in forms:
+            if split == "train":
+                continue
+            key = normal(form)
+            if any(holds(other, key) for other in own):
+                found.append(f"{raw['name']}: {split} form {form!r} stands in a training form")
+            if key in train:
+                found.append(f"{raw['name']}: {split} form {form!r} is a training form of another structure")
+            if key in shipped:
+                found.append(f"{raw['name']}: {split} form {form!r} is one that the shipped segmenter was trained on")
+            if held.setdefault(key, split) != split:
+                found.append(f"{raw['name']}: {form!r} is in val and in test")
+    return found
+
+
+def shipped_forms() -> set[tuple[str, ...]]:
+    return {normal(form) for name, forms in nano_vocabulary._FORMS.items() for form in (name, *forms)}
+
+
+def test_no_held_out_form_was_ever_in_training() -> None:
+    assert breaches(RAW["entries"], shipped_forms()) == []
+
+
+@pytest.mark.parametrize(
+    ("entry", "sentence"),
+    [
+        ({"name": "liver", "synonyms": ["a", "b", "c", "d"]}, "4 forms"),
+        ({"name": "liver", "synonyms": ["a", "b", "c", "d", {"form": "e", "split": "test"}]}, "5 forms"),
+        ({"name": "liver", "synonyms": ["Big Hepars of it", {"form": "the left hepar", "split": "test"}]}, None),
+        ({"name": "liver", "synonyms": ["big Hepars of it", {"form": "left hepar", "split": "test"}]}, "stands in a training form"),
+        ({"name": "spleen", "lay": [{"form": "LIVERS", "split": "val"}]}, "training form of another structure"),
+        ({"name": "spleen", "lay": [{"form": "Liens", "split": "val"}]}, "shipped segmenter was trained on"),
+        ({"name": "spleen", "lay": [{"form": "x y", "split": "val"}, {"form": "X Y", "split": "test"}]}, "in val and in test"),
+    ],
+)
+def test_the_check_of_splits_sees_each_breach(entry: dict[str, Any], sentence: str | None) -> None:
+    found = breaches([entry, {"name": "liver"}] if entry["name"] != "liver" else [entry], shipped_forms())
+    assert (found == []) if sentence is None else (sentence in found[0])
+
+
+def test_each_split_has_its_share_of_the_language() -> None:
+    splits = [split for raw in RAW["entries"] for _, split in split_forms(raw)]
+    shares = [splits.count(split) / len(splits) for split in ("train", "val", "test")]
+    assert shares == pytest.approx([0.60, 0.12, 0.28], abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["anterior hippocampus", "posterior hippocampus", "hippocampus"])
+def test_the_hippocampus_has_a_rich_language_in_every_split(name: str) -> None:
+    entry = VOCABULARY[name] if name in VOCABULARY else VOCABULARY["left hippocampus"]
+    counts = [len(entry.texts(splits=[split])) for split in ("train", "val", "test")]
+    assert all(count >= least for count, least in zip(counts, (12, 3, 5), strict=True)), counts
+
+
+def test_training_words_alone_still_know_every_structure() -> None:
+    train = VOCABULARY.only(["train"])
+    assert train.names == VOCABULARY.names
+    assert {s.split for entry in train for s in entry.surfaces if s.kind != "name"} == {"train"}
+    assert train.resolve("hippocampal head") == train["anterior hippocampus"]
+    assert train.lookup("rostral hippocampus") == []
+    assert VOCABULARY.lookup("rostral hippocampus")[0].entry.name == "anterior hippocampus"
