@@ -6,6 +6,7 @@ from seerseg.volume.files import (
     image_stem,
     is_image,
     read_case,
+    read_channels,
     read_grid,
     read_labels,
     read_segmentation_names,
@@ -14,7 +15,7 @@ from seerseg.volume.files import (
     write_volume,
 )
 from seerseg.volume.grid import Grid, Mask, SourceGeometry, Volume, intensity_percentiles
-from seerseg.volume.nifti import read_legend
+from seerseg.volume.nifti import read_legend, unplaced_source
 from seerseg.volume.orientation import source_of
 from seerseg.volume.resampling import resample
 from seerseg.volume.runs import decode_runs, encode_runs
@@ -32,6 +33,7 @@ __all__ = [
     "intensity_percentiles",
     "is_image",
     "read_case",
+    "read_channels",
     "read_grid",
     "read_labels",
     "read_legend",
@@ -39,6 +41,7 @@ __all__ = [
     "read_volume",
     "resample",
     "source_of",
+    "unplaced_source",
     "write_labels",
     "write_volume",
 ]

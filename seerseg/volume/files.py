@@ -14,7 +14,7 @@ from seerseg.errors import GeometryError, ImageError
 from seerseg.volume.dicom import is_dicom_file, is_dicom_folder, open_dicom
 from seerseg.volume.grid import Grid, SourceGeometry, Volume
 from seerseg.volume.itk import open_metaimage, open_nrrd, open_picture, segmentation_names
-from seerseg.volume.nifti import open_nifti, read_legend, write_nifti
+from seerseg.volume.nifti import open_channels, open_nifti, read_legend, write_nifti
 from seerseg.volume.orientation import canonical_grid, check_overlap, lattice_map, source_of
 from seerseg.volume.resampling import resample
 from seerseg.volume.stored import Stored, canonical_integers, canonical_intensities
@@ -71,6 +71,19 @@ def read_volume(path: str | Path, *, channel: int = 0, modality: str | None = No
     array, notes = canonical_intensities(stored)
     source = replace(stored.source, notes=(*stored.source.notes, *notes))
     return Volume(array, stored.grid, modality or stored.modality, channel, source, name or image_stem(path))
+
+
+def read_channels(path: str | Path, *, modality: str | None = None) -> list[Volume]:
+    """Every channel of a 4D NIfTI file as a volume of its own; one volume for any other image. Faults as `read_volume`."""
+    path = Path(path)
+    if _ending(path) not in (".nii", ".nii.gz") or not path.is_file():
+        return [read_volume(path, modality=modality)]
+    volumes = []
+    for channel, stored in enumerate(open_channels(path)):
+        array, notes = canonical_intensities(stored)
+        source = replace(stored.source, notes=(*stored.source.notes, *notes))
+        volumes.append(Volume(array, stored.grid, modality, channel, source, image_stem(path)))
+    return volumes
 
 
 def read_grid(path: str | Path) -> tuple[Grid, SourceGeometry]:

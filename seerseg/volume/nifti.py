@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from seerseg.errors import GeometryError, ImageError, OutputError
 from seerseg.paths import write_atomically
-from seerseg.volume.grid import Float, SourceGeometry
+from seerseg.volume.grid import Float, Grid, SourceGeometry
 from seerseg.volume.orientation import to_stored
 from seerseg.volume.stored import Stored, Voxels, check_stored, slabs, squeeze_shape
 
@@ -54,6 +55,47 @@ def open_nifti(path: Path) -> Stored:
         return Voxels(raw, 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter))
 
     return Stored(path, grid, source, decode)
+
+
+def open_channels(path: Path) -> list[Stored]:
+    """The 3D images of a 4D NIfTI file, in the order of its fourth axis; one for a 3D file. The voxels are read once, when first
+    asked for, and kept as long as one of the images is. Faults as `open_nifti`, and an ImageError for five dimensions."""
+    with _stream(path) as file:
+        header = _read_header(path, _read(path, file, 540))
+    shape = [int(n) for n in header.get_data_shape()]
+    if len(shape) < 4 or shape[3:] == [1] * len(shape[3:]):
+        return [open_nifti(path)]
+    if len(shape) > 4 or min(shape) < 1:
+        raise ImageError(f"{path} has the shape {tuple(shape)}; three axes of space and one of channels are needed.")
+    affine, laterality, notes = _position(path, header)
+    grid, orientation = check_stored(path, tuple(shape[:3]), affine)
+    dtype, (slope, inter) = _data_type(path, header), header.get_slope_inter()
+    offset = max(int(header["vox_offset"]), int(header["sizeof_hdr"]) + 4)
+    header.set_data_shape(shape[:3])
+    block = header.as_byteswapped("<").binaryblock
+    kept: list[NDArray[Any]] = []
+
+    def decode(index: int) -> Voxels:
+        if not kept:
+            kept.append(_read_voxels(path, offset, dtype, tuple(shape)))
+        return Voxels(kept[0][..., index].copy(order="F"), 1.0 if slope is None else float(slope), 0.0 if inter is None else float(inter))
+
+    source = SourceGeometry((shape[0], shape[1], shape[2]), affine, orientation, block, laterality, "nifti", 3, notes)
+    return [Stored(path, grid, source, partial(decode, index)) for index in range(shape[3])]
+
+
+def unplaced_source(shape_zyx: tuple[int, int, int], spacing_zyx_mm: tuple[float, float, float]) -> tuple[Grid, SourceGeometry]:
+    """Grid and source for a canonical array whose file says neither position nor side: written as NIfTI it has sform and qform
+    code 0 and is read back on this grid with laterality "assumed"."""
+    from nibabel.nifti1 import Nifti1Header
+
+    header = Nifti1Header()
+    header.set_data_shape(shape_zyx[::-1])
+    header.set_zooms(spacing_zyx_mm[::-1])
+    header.set_xyzt_units("mm")
+    affine = np.asarray(header.get_base_affine(), dtype=np.float64)
+    grid, orientation = check_stored(Path("image"), shape_zyx[::-1], affine)
+    return grid, SourceGeometry(shape_zyx[::-1], affine, orientation, header.binaryblock, "assumed")
 
 
 def write_nifti(
