@@ -14,6 +14,7 @@
     │   └── MissingExtraError (1)   an optional package is needed; the text holds the command that installs it
     ├── BankError (1)               a skill bank or a skill cannot be used
     ├── SegmenterError (1)          a segmenter was asked for what it cannot do
+    ├── TrainingError (1)           a training run cannot go on (not a number, out of memory)
     ├── OutputError (1)             results cannot be written (no space, read-only)
     ├── SomeCasesFailedError (3)    the rest is written
     ├── NothingToDoError (4)        the input held nothing to work on
@@ -93,6 +94,10 @@ class BankError(SeerSegError):
 
 class SegmenterError(SeerSegError):
     """A segmenter was asked for what it cannot do."""
+
+
+class TrainingError(SeerSegError):
+    """A training run cannot go on; its last whole checkpoint can."""
 
 
 class OutputError(SeerSegError):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -237,8 +238,18 @@ def _inside(folder: Path, part: Any) -> str:
 
 
 def run_name(plans: str, protocol: str, reasoner: str, segmenter: str) -> str:
-    """The folder name of a run, file-system-safe."""
-    return "__".join(safe_name(part, 60) for part in (plans, protocol, reasoner, segmenter))
+    """The folder name of a run, file-system-safe. Of a part that is a folder or file its last name counts."""
+    return "__".join(_label(part) for part in (plans, protocol, reasoner, segmenter))
+
+
+def _label(part: str) -> str:
+    name, colon, source = part.partition(":")
+    if colon and source:
+        last = Path(source).name
+        part = last if name == "vlm" else f"{name}-{last}"
+    elif Path(part).expanduser().is_absolute() or part.startswith((".", "~")) or ("/" in part and Path(part).is_dir()):
+        part = Path(part).expanduser().resolve().name
+    return re.sub("__+", "_", safe_name(part, 60))
 
 
 def find_run(results: Path, dataset: str, fold: int, *, plans: str | None = None, hints: Mapping[str, str | None] | None = None) -> Path:
@@ -251,7 +262,7 @@ def find_run(results: Path, dataset: str, fold: int, *, plans: str | None = None
     found = []
     for path in sorted(root.iterdir()):
         parts = path.name.split("__")
-        fits = len(parts) == 4 and all(want is None or safe_name(want, 60) == part for want, part in zip(wanted, parts, strict=True))
+        fits = len(parts) == 4 and all(want is None or _label(want) == part for want, part in zip(wanted, parts, strict=True))
         if fits and (path / f"fold_{fold}" / MANIFEST).is_file():
             found.append(path)
     if not found:
