@@ -113,9 +113,9 @@ class Skill:
 
     def to_json(self) -> dict[str, Any]:
         """One line of a bank file; empty fields are left out."""
-        line = {k: v for k, v in asdict(self).items() if v not in ("", (), None) and k != "audit"}
-        audit = {k: v for k, v in asdict(self.audit).items() if v not in ("", (), None, {})}
-        return {**line, "audit": audit}
+        line, audit = asdict(self), asdict(self.audit)
+        del line["audit"]
+        return {**_filled(line), "audit": _filled(audit)}
 
     @staticmethod
     def from_json(line: Any, where: str) -> Skill:
@@ -170,7 +170,9 @@ def check_skill(skill: Skill, where: str) -> None:
         value = getattr(skill, part)
         for text in (value,) if isinstance(value, str) else value or ():
             if len(text) > MAX_FIELD_CHARS:
-                raise BankError(f"{where}: {part!r} of the skill {skill.id} has {len(text)} characters, at most {MAX_FIELD_CHARS} are kept.")
+                raise BankError(
+                    f"{where}: {part!r} of the skill {skill.id} has {len(text)} characters, at most {MAX_FIELD_CHARS} are kept."
+                )
             if any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in text):
                 raise BankError(f"{where}: {part!r} of the skill {skill.id} holds control or invisible characters.")
             if _ORDERS.search(text) or "<" in text or ">" in text:
@@ -231,6 +233,10 @@ def named_skills(text: str, skills: Sequence[Skill]) -> tuple[str, ...]:
         if skill.id.casefold() in folded or f"[{number}]" in text or (tags.count(skill.tag) == 1 and skill.tag.casefold() in folded)
     ]
     return tuple(named)
+
+
+def _filled(said: dict[str, Any]) -> dict[str, Any]:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in said.items() if v not in ("", (), None, {})}
 
 
 def _agreed(a: float | None, b: float | None) -> float:

@@ -77,7 +77,9 @@ class BankFolder:
         path = self._head_path(number)
         if not path.exists():
             known = self._numbers()
-            raise BankError(f"The bank {self.folder} has no state {number}; it has {f'{known[0]} to {known[-1]}' if known else 'none yet'}.")
+            raise BankError(
+                f"The bank {self.folder} has no state {number}; it has {f'{known[0]} to {known[-1]}' if known else 'none yet'}."
+            )
         said = read_json(path, BankError, SCHEMA)
         try:
             return Head(
@@ -137,24 +139,30 @@ class BankFolder:
                 for skill in _hand_in(path):
                     base[skill.id] = base[skill.id].merged(skill) if skill.id in base else skill
             after = edit(dict(base))
-            made = self._commit(head, after, message, (*(n for n in sorted(taken) if (self.folder / "inbox" / n).exists()), *(p.name for p in fresh)))
+            made = self._commit(
+                head, after, message, (*(n for n in sorted(taken) if (self.folder / "inbox" / n).exists()), *(p.name for p in fresh))
+            )
             if made is not None:
                 self._clear(made)
                 return made
             time.sleep(min(0.2, 0.002 * 2 ** min(attempt, 6)) * (0.5 + (os.getpid() % 97) / 97))
         raise OutputError(f"The bank {self.folder} is changed so often that this change found no gap. Try again.")
 
-    def undo(self, message: str = "") -> Head:
-        """A new state that equals the one before the newest; history is kept, so undo can be undone."""
+    def restore(self, number: int, message: str = "") -> Head:
+        """A new state that equals an earlier one; hand-ins that wait stay waiting. OutputError when another process was faster."""
+        head, before = self.head(), self.head_at(number)
+        last = head.number if head else 0
+        consumed = head.consumed if head else ()
+        if not self._publish(Head(last + 1, before.version, before.parent, message or f"restore {number}", _now(), consumed)):
+            raise OutputError(f"The bank {self.folder} was changed meanwhile; look at its history and try again.")
+        return self.head_at(last + 1)
+
+    def undo(self) -> Head:
+        """A new state that equals the one before the newest. A second undo goes one further back; `restore` brings any state again."""
         head = self.head()
         if head is None or head.parent is None:
             raise BankError(f"The bank {self.folder} has nothing to undo.")
-        before = self.head_at(head.parent)
-        # The restored state's own parent is kept, so that a second undo goes one further back.
-        made = self._publish(Head(head.number + 1, before.version, before.parent, message or f"undo {head.number}", _now(), head.consumed))
-        if not made:
-            raise OutputError(f"The bank {self.folder} was changed meanwhile; look at its history and undo again.")
-        return self.head_at(head.number + 1)
+        return self.restore(head.parent, f"undo {head.number}")
 
     # ------------------------------------------------------------------------------------------------------------ private
 

@@ -1,0 +1,382 @@
+"""Finding skills by what is known at inference: the request's words, the scan's modality and region, the names that may be answered.
+
+A skill's trigger is a few phrases. A request fits a phrase by how much of it it holds: the share, weighted by rarity, of the phrase's
+words and letter trigrams that occur in the request (so a slip costs little). The cosine of hashed subword vectors, or of sentence
+embeddings from an encoder given by the caller, stands beside it. What contradicts the scan or the closed list of names is left
+out, whatever its score. Under the threshold nothing is shown: no skill is better than a wrong one.
+
+The index is made once per version of the bank and kept beside it; skills are parsed when they are found, not when the bank is opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seerseg.errors import BankError
+from seerseg.paths import write_atomically
+from seerseg.skills.base import Query, Skill
+from seerseg.skills.store import BankFolder, read_skills
+from seerseg.vocabulary import words
+
+INDEX_SCHEMA = 1
+BUCKETS = 1 << 20  # hashed features; a collision adds a little noise to one weight
+DIMENSIONS = 96
+POSTINGS = 30_000  # rarest features are read first, until so many phrase rows were touched
+CANDIDATES = 256
+Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts -> (n, d) float32, any length; for the bank's phrases and for requests alike."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """How a fit is scored: lexical + cosine sum to 1; a skill that was tried gains or loses up to `trust`. threshold: the least score that
+    is shown; `calibrate` sets it."""
+
+    lexical: float = 0.75
+    cosine: float = 0.25
+    trust: float = 0.05
+    threshold: float = 0.72
+
+
+@dataclass(frozen=True)
+class Found:
+    """A skill with its score in 0..1 (plus or minus trust) and the phrase that fitted."""
+
+    skill: Skill
+    score: float
+    phrase: str
+
+
+class SkillIndex:
+    """Phrases of the accepted skills of one version, with their features by row and by column."""
+
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile) -> None:
+        self._a = arrays
+        self._phrases, self._lines = phrases, lines
+        self._row_weight = (
+            np.add.reduceat(arrays["idf"][arrays["row_features"]], arrays["row_starts"][:-1]) if len(arrays["owner"]) else np.zeros(0)
+        )
+
+    @property
+    def size(self) -> int:
+        """Number of skills."""
+        return len(self._a["line"])
+
+    @staticmethod
+    def of(skills: Iterable[Skill], encoder: Encoder | None = None) -> SkillIndex:
+        """The index of the accepted ones among the skills, in memory."""
+        kept = [s for s in skills if s.status == "accepted"]
+        arrays, phrases = _build(kept, encoder)
+        return SkillIndex(arrays, phrases, [json.dumps(s.to_json(), ensure_ascii=False) for s in kept])
+
+    def skill(self, number: int) -> Skill:
+        """The skill of that place in the index."""
+        return Skill.from_json(json.loads(self._lines[int(self._a["line"][number])]), "The bank")
+
+    def search(self, query: Query, weights: Weights, limit: int, encoder: Encoder | None = None) -> list[Found]:
+        """At most `limit` skills over the threshold, best first, one per tag and target."""
+        rows = self._candidates(query.text)
+        if not len(rows):
+            return []
+        lexical = self._containment(rows, query.text)
+        # the cosine is worth at most its weight, so a row that cannot reach the threshold is not looked at
+        hopeful = lexical * weights.lexical + weights.cosine + weights.trust >= weights.threshold
+        rows, lexical = rows[hopeful], lexical[hopeful]
+        if not len(rows):
+            return []
+        vector = (encoder or _subword)([query.text])[0]
+        cosine = np.clip(self._a["vectors"][rows].astype(np.float32) @ _unit(vector[None])[0].astype(np.float32), 0, 1)
+        owner = self._a["owner"][rows]
+        score = weights.lexical * lexical + weights.cosine * cosine + weights.trust * self._a["trust"][owner]
+        found: list[Found] = []
+        seen: set[tuple[str, str | None]] = set()
+        for place in np.argsort(-score, kind="stable"):
+            if score[place] < weights.threshold or len(found) >= limit:
+                break
+            skill = self.skill(owner[place])
+            if (skill.tag, skill.target) in seen or not fits(skill, query):
+                continue
+            seen.add((skill.tag, skill.target))
+            found.append(Found(skill, float(score[place]), self._phrases[int(rows[place])]))
+        return found
+
+    def _candidates(self, text: str) -> NDArray[np.int64]:
+        """Rows that share the rarest features with the text, most shared weight first."""
+        starts, members, idf = self._a["column_starts"], self._a["column_rows"], self._a["idf"]
+        place = self._column_of(_features(text))
+        if not len(place):
+            return np.zeros(0, np.int64)
+        place = place[np.argsort(starts[place + 1] - starts[place], kind="stable")]
+        touched, chosen, weight = 0, [], []
+        for column in place:
+            length = int(starts[column + 1] - starts[column])
+            if touched and touched + length > POSTINGS:
+                break
+            touched += length
+            chosen.append(members[starts[column] : starts[column + 1]])
+            weight.append(np.full(length, idf[column], np.float32))
+        shared = np.bincount(np.concatenate(chosen), np.concatenate(weight), minlength=len(self._row_weight))
+        rows = np.flatnonzero(shared)
+        # by the share of a row's weight, not its sum: short phrases are not buried under long ones
+        share = shared[rows] / self._row_weight[rows]
+        if len(rows) > CANDIDATES:
+            keep = np.sort(np.argpartition(-share, CANDIDATES)[:CANDIDATES])
+            rows = rows[keep]
+        return rows.astype(np.int64)
+
+    def _containment(self, rows: NDArray[np.int64], text: str) -> NDArray[np.float32]:
+        """The weighted share of each row's features that the text has."""
+        starts, features, idf = self._a["row_starts"], self._a["row_features"], self._a["idf"]
+        have = np.zeros(len(idf), np.bool_)
+        have[self._column_of(_features(text))] = True
+        lengths = starts[rows + 1] - starts[rows]
+        ends = np.cumsum(lengths)
+        flat = np.arange(ends[-1]) + np.repeat(starts[rows] - (ends - lengths), lengths)
+        own = features[flat]
+        held = np.add.reduceat(np.where(have[own], idf[own], 0.0), ends - lengths)
+        return (held / np.maximum(self._row_weight[rows], 1e-9)).astype(np.float32)
+
+    def _column_of(self, buckets: NDArray[np.int64]) -> NDArray[np.int64]:
+        known = self._a["buckets"]
+        place = np.searchsorted(known, buckets)
+        inside = place < len(known)
+        return place[inside][known[place[inside]] == buckets[inside]]
+
+
+class LineFile:
+    """Lines of a bank file by their byte offsets; a line is read when asked for."""
+
+    def __init__(self, path: Path, offsets: NDArray[np.int64]) -> None:
+        self._path, self._offsets = path, offsets
+
+    def __getitem__(self, number: int) -> str:
+        with self._path.open("rb") as file:
+            file.seek(int(self._offsets[number]))
+            return file.readline().decode("utf-8")
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+
+class FrozenBank:
+    """Retrieval from one version of a bank, which never changes meanwhile. mode: what results are marked with."""
+
+    def __init__(
+        self, index: SkillIndex, identity: str, *, weights: Weights | None = None, encoder: Encoder | None = None, mode: str = "frozen"
+    ) -> None:
+        self.index, self.weights, self.mode = index, weights or Weights(), mode
+        self._encoder, self._version = encoder, identity
+
+    @property
+    def identity(self) -> str:
+        """The version and everything that retrieval depends on."""
+        w = self.weights
+        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{'own' if self._encoder else 'subword'}"
+
+    @staticmethod
+    def of(skills: Iterable[Skill], *, weights: Weights | None = None, mode: str = "frozen") -> FrozenBank:
+        """A bank of skills in memory."""
+        kept = list(skills)
+        digest = hashlib.blake2b("".join(sorted(json.dumps(s.to_json(), sort_keys=True) for s in kept)).encode(), digest_size=8).hexdigest()
+        return FrozenBank(SkillIndex.of(kept), digest, weights=weights, mode=mode)
+
+    @staticmethod
+    def open(folder: Path, *, number: int | None = None, weights: Weights | None = None, mode: str = "frozen") -> FrozenBank:
+        """The newest (or a given) state of the bank in `folder`; BankError when there is none."""
+        bank = BankFolder(folder)
+        head = bank.head() if number is None else bank.head_at(number)
+        if head is None:
+            raise BankError(f"There is no skill bank in {folder}. Make one with seerseg_evolve or seerseg_bank add.")
+        return FrozenBank(open_index(bank.version_path(head.version), head.version), head.version, weights=weights, mode=mode)
+
+    def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
+        """The skills that fit, best first."""
+        return [found.skill for found in self.search(query, limit)]
+
+    def search(self, query: Query, limit: int) -> list[Found]:
+        """The same with scores."""
+        return self.index.search(query, self.weights, limit, self._encoder)
+
+
+def fits(skill: Skill, query: Query) -> bool:
+    """Whether nothing known of the request contradicts the skill: its modality, its region, its target on a closed list."""
+    if skill.modalities and query.modality and query.modality not in skill.modalities:
+        return False
+    if skill.regions and query.regions and not set(skill.regions) & set(query.regions):
+        return False
+    return not (skill.target is not None and query.targets and skill.target not in query.targets and skill.target != "absent")
+
+
+def open_index(path: Path, version: str) -> SkillIndex:
+    """The index of a bank file, from `<file>.index.npz` beside it, made (and kept where it can be) when there is none."""
+    kept = path.with_suffix(".index.npz")
+    loaded = _load(kept, version)
+    if loaded is None:
+        arrays, phrases = _build_file(path, version)
+        data = {
+            **arrays,
+            "phrases": np.frombuffer("\n".join(phrases).encode(), np.uint8),
+            "version": np.frombuffer(version.encode(), np.uint8),
+        }
+        try:
+            write_atomically(kept, lambda temporary: _save(temporary, data))
+        except Exception as fault:  # a read-only bank is still a bank
+            if not _is_output(fault):
+                raise
+        loaded = arrays, phrases
+    arrays, phrases = loaded
+    return SkillIndex(arrays, phrases, LineFile(path, arrays["offsets"]))
+
+
+def calibrate(
+    index: SkillIndex, examples: Iterable[tuple[Query, frozenset[str]]], weights: Weights | None = None, beta: float = 0.5
+) -> Weights:
+    """Weights whose threshold maximises F-beta (beta < 1 weighs precision) of the first skill found over examples: a query and the ids that
+    would help (none: nothing should be shown). The higher threshold among equals."""
+    chosen = weights or Weights()
+    open_ended = replace(chosen, threshold=0.0)
+    scored: list[tuple[float, bool]] = []
+    helpful = 0
+    for query, ids in examples:
+        helpful += bool(ids)
+        if first := index.search(query, open_ended, 1):
+            scored.append((first[0].score, first[0].skill.id in ids))
+    best, threshold = -1.0, chosen.threshold
+    for cut in sorted({round(score, 4) for score, _ in scored}):
+        shown = [right for score, right in scored if score >= cut]
+        precision, recall = sum(shown) / len(shown), sum(shown) / max(1, helpful)
+        value = (1 + beta**2) * precision * recall / max(1e-9, beta**2 * precision + recall)
+        if value >= best and value > 0:
+            best, threshold = value, cut
+    return replace(chosen, threshold=threshold)
+
+
+# ------------------------------------------------------------------------------------------------------------------ features
+
+
+@lru_cache(maxsize=200_000)
+def _word_features(word: str) -> tuple[int, ...]:
+    marked = f"^{word}$"
+    grams = [marked[i : i + 3] for i in range(len(marked) - 2)]
+    return tuple(zlib.crc32(g.encode()) % BUCKETS for g in (f"w:{word}", *grams))
+
+
+def _features(text: str) -> NDArray[np.int64]:
+    """Sorted buckets of the words and letter trigrams of a text."""
+    return np.array(sorted({f for word in words(text) for f in _word_features(word)}), np.int64)
+
+
+def _subword(texts: Sequence[str]) -> NDArray[np.float32]:
+    """(n, DIMENSIONS): every feature gives a fixed random sign to a few dimensions (a sparse random projection)."""
+    return _project([_features(text) for text in texts])
+
+
+def _project(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    if not rows:
+        return np.zeros((0, DIMENSIONS), np.float32)
+    place = np.repeat(np.arange(len(rows), dtype=np.int64), [len(r) for r in rows]) * DIMENSIONS
+    mixed = np.concatenate(rows).astype(np.uint64)
+    out = np.zeros(len(rows) * DIMENSIONS)
+    for _ in range(4):
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + np.uint64(0xD1B54A32D192ED03)  # wraps: a linear congruence
+        high = mixed >> np.uint64(33)
+        sign = np.where((high >> np.uint64(20)) & np.uint64(1), 1.0, -1.0)
+        out += np.bincount(place + (high % np.uint64(DIMENSIONS)).astype(np.int64), sign, minlength=len(out))
+    return out.reshape(len(rows), DIMENSIONS).astype(np.float32)
+
+
+def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+
+
+def _triggers(skill: Skill) -> tuple[str, ...]:
+    """The phrases that a skill is found by: its words, else what it says of when it fits."""
+    return skill.words or (skill.when,)
+
+
+def _trust(skill: Skill) -> float:
+    """-1..1 from what it did: the mean difference of its trials, shrunk towards 0 by four trials of nothing."""
+    audit = skill.audit
+    return math.tanh(8 * (audit.gain - audit.drop) / (audit.uses + 4))
+
+
+def _build(
+    skills: Sequence[Skill], encoder: Encoder | None, lines: Sequence[int] | None = None
+) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    owner: list[int] = []
+    phrases: list[str] = []
+    rows: list[NDArray[np.int64]] = []
+    for number, skill in enumerate(skills):
+        for phrase in dict.fromkeys(" ".join(t.split()) for t in _triggers(skill)):
+            features = _features(phrase)
+            if len(features):
+                owner.append(number)
+                phrases.append(phrase)
+                rows.append(features)
+    flat = np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    starts = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    buckets, columns = np.unique(flat, return_inverse=True)
+    counts = np.bincount(columns, minlength=len(buckets))
+    order = np.argsort(columns, kind="stable")
+    vectors = _unit(encoder(phrases) if encoder and phrases else _project(rows))
+    arrays: dict[str, NDArray[Any]] = {
+        "owner": np.array(owner, np.int32),
+        "row_starts": starts,
+        "row_features": columns.astype(np.int32),
+        "column_starts": np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        "column_rows": np.repeat(np.arange(len(rows), dtype=np.int32), np.diff(starts))[order],
+        "buckets": buckets.astype(np.int64),
+        "idf": np.log1p(len(rows) / np.maximum(counts, 1)).astype(np.float32),
+        "vectors": vectors.astype(np.float16),
+        "trust": np.array([_trust(s) for s in skills], np.float32),
+        "line": np.array(lines if lines is not None else range(len(skills)), np.int64),
+    }
+    return arrays, phrases
+
+
+def _build_file(path: Path, version: str) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    skills = read_skills(path, expected=version)
+    data = path.read_bytes()
+    ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
+    offsets = np.concatenate([[0], ends[:-1] + 1])[1:]  # the first line is the header
+    kept = [i for i, skill in enumerate(skills) if skill.status == "accepted"]
+    arrays, phrases = _build([skills[i] for i in kept], None, kept)
+    return {**arrays, "offsets": offsets.astype(np.int64)}, phrases
+
+
+def _save(path: Path, data: Mapping[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, schema=np.array(INDEX_SCHEMA), **data)
+
+
+def _load(path: Path, version: str) -> tuple[dict[str, NDArray[Any]], list[str]] | None:
+    """The kept index, None when there is none, or it is damaged, of another schema or of another version."""
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if int(stored["schema"]) != INDEX_SCHEMA or stored["version"].tobytes().decode() != version:
+                return None
+            arrays = {name: stored[name] for name in stored.files if name not in ("schema", "version", "phrases")}
+            return arrays, stored["phrases"].tobytes().decode().split("\n")
+    except (OSError, ValueError, KeyError, EOFError, zlib.error):
+        return None
+    except Exception as fault:  # numpy raises zipfile's own kind for a torn file
+        if type(fault).__name__ == "BadZipFile":
+            return None
+        raise
+
+
+def _is_output(fault: Exception) -> bool:
+    from seerseg.errors import OutputError
+
+    return isinstance(fault, OutputError | OSError)
