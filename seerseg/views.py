@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -59,7 +59,7 @@ class ViewSpec:
 
     count slices of `plane`, evenly spaced from fraction lo to hi of the axis, as squares of size_px. window: "slice" (the
     slice's own 0.5 to 99.5 percentile, SEER's), "volume" (the whole volume's), or (centre, width) in the scan's units.
-    gamma: exponent applied after windowing.
+    gamma: exponent applied after windowing. also: further planes that are shown in the same way.
     """
 
     plane: Plane = "axial"
@@ -69,6 +69,7 @@ class ViewSpec:
     hi: float = 0.90
     window: Literal["slice", "volume"] | tuple[float, float] = "slice"
     gamma: float = 1.0
+    also: tuple[Plane, ...] = ()
 
     @property
     def axis(self) -> int:
@@ -78,7 +79,7 @@ class ViewSpec:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
         window: Any = list(self.window) if isinstance(self.window, tuple) else self.window
-        return {
+        value = {
             "plane": self.plane,
             "count": self.count,
             "size_px": self.size_px,
@@ -87,12 +88,13 @@ class ViewSpec:
             "window": window,
             "gamma": self.gamma,
         }
+        return {**value, "also": list(self.also)} if self.also else value  # one plane is written as it always was
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> ViewSpec:
         """The inverse of `to_json`."""
         window = value["window"]
-        return cls(**{**value, "window": tuple(window) if isinstance(window, list) else window})
+        return cls(**{**value, "window": tuple(window) if isinstance(window, list) else window, "also": tuple(value.get("also", ()))})
 
 
 SEER_VIEWS = ViewSpec()
@@ -161,12 +163,27 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class CaseViews:
-    """The views of one channel of one case, in slice order."""
+    """The views of one channel of one case, in slice order.
+
+    others: those of the planes `spec.also`, plane after plane; source: what further slices can be rendered from, kept only where
+    there are several planes (a dialogue of several turns shows slices that it did not open with).
+    """
 
     views: tuple[View, ...]
     grid: Grid
     spec: ViewSpec
     modality: str | None = None
+    others: tuple[View, ...] = ()
+    source: SliceSource | None = None
+
+    def at(self, axis: int, index: int) -> View:
+        """The view of that slice: the shown one, else rendered from the source, else the nearest that is shown along this axis
+        (along the first plane where that axis has none)."""
+        shown = [view for view in (*self.views, *self.others) if view.map.axis == axis]
+        nearest = min(shown or self.views, key=lambda view: abs(view.index - index))
+        if self.source is None or (nearest.map.axis == axis and nearest.index == index):
+            return nearest
+        return render_slice(self.source, replace(self.spec, plane=PLANES[axis]), index)
 
 
 def slice_indices(count: int, size: int, lo: float, hi: float) -> list[int]:
@@ -204,12 +221,25 @@ def window_bounds(source: SliceSource, plane: NDArray[Any], window: str | tuple[
 
 
 def render(source: SliceSource, spec: ViewSpec = SEER_VIEWS) -> CaseViews:
-    """The views that `spec` asks for. Reads those slices and nothing else."""
-    axis = spec.axis
-    indices = slice_indices(spec.count, source.grid.shape_zyx[axis], spec.lo, spec.hi)
-    return CaseViews(
-        views=tuple(render_slice(source, spec, index) for index in indices), grid=source.grid, spec=spec, modality=source.modality
-    )
+    """The views that `spec` asks for. Reads those slices and nothing else.
+
+    An image of a single slice is shown in the plane in which it was taken, and in no other.
+    """
+    shape = source.grid.shape_zyx
+    flat = [axis for axis, n in enumerate(shape) if n == 1]
+    if spec.axis in flat:
+        spec = replace(spec, also=())
+    elif len(flat) == 1:
+        spec = replace(spec, plane=PLANES[flat[0]], also=())
+    views = _plane(source, spec)
+    others = tuple(view for plane in spec.also for view in _plane(source, replace(spec, plane=plane)))
+    kept = source if spec.also else None
+    return CaseViews(views=views, grid=source.grid, spec=spec, modality=source.modality, others=others, source=kept)
+
+
+def _plane(source: SliceSource, spec: ViewSpec) -> tuple[View, ...]:
+    indices = slice_indices(spec.count, source.grid.shape_zyx[spec.axis], spec.lo, spec.hi)
+    return tuple(render_slice(source, spec, index) for index in indices)
 
 
 def render_slice(source: SliceSource, spec: ViewSpec, index: int) -> View:

@@ -8,7 +8,13 @@ from importlib.metadata import entry_points
 from seerseg.errors import UsageError, did_you_mean
 from seerseg.protocols.base import Protocol
 
-BUILT_IN = {"seer": "seerseg.protocols.seer:SeerProtocol"}
+BUILT_IN = {
+    "seer": "seerseg.protocols.seer:SeerProtocol",
+    "medvol-r1": "seerseg.protocols.medvol_r1:MedVolR1Protocol",
+    "medreasoner": "seerseg.protocols.medreasoner:MedReasonerProtocol",
+    "medsam-agent": "seerseg.protocols.medsam_agent:MedSamAgentProtocol",
+    "seerseg": "seerseg.protocols.combined:CombinedProtocol",
+}
 
 
 def load_protocol(name: str) -> Protocol:

@@ -61,7 +61,7 @@ class SeerProtocol:
 
     def read(self, reply: str, views: CaseViews) -> Answer | Fault:
         """The answer, wherever its tag stands; Fault when there is none, it is empty or it is no name."""
-        found = {part: _between(reply, part) for part in _PARTS}
+        found = {part: last_between(reply, part) for part in _PARTS}
         answer = found["answer"]
         if answer is None:
             return Fault("The reply has no <answer>...</answer>.")
@@ -89,7 +89,7 @@ class SeerProtocol:
         whole = _WHOLE.fullmatch(reply)
         if whole is not None and all(whole[part].strip() and "<" not in whole[part] for part in _PARTS):
             return 1.0
-        return 0.5 * sum(bool((_between(reply, part) or "").strip()) for part in _PARTS) / len(_PARTS)
+        return 0.5 * sum(bool((last_between(reply, part) or "").strip()) for part in _PARTS) / len(_PARTS)
 
     def _instruction(self, views: CaseViews) -> str:
         spec, count = views.spec, len(views.views)
@@ -109,7 +109,7 @@ def normalise_name(name: str) -> str:
     return " ".join(name.replace("_", " ").casefold().split()).strip(" .,;:'\"!")
 
 
-def _between(reply: str, part: str) -> str | None:
+def last_between(reply: str, part: str) -> str | None:
     """The text of the last complete <part>...</part>: a reasoner that corrects itself means the last one."""
     end = reply.rfind(f"</{part}>")
     start = reply.rfind(f"<{part}>", 0, end) if end >= 0 else -1
