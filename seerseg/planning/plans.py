@@ -87,7 +87,7 @@ class Plans:
                 raise PlanError(f"{name} cannot be {json.dumps(value)[:80]}: it must be {meaning}.")
             part = next(p for p in parts.values() if name in p)
             part[name] = replace(part[name], value=value)
-        return replace(self, **parts)
+        return replace(self, mathematics=parts["mathematics"], computing=parts["computing"])
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready (`plans.json`)."""

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from seerseg.errors import ModelError
-from seerseg.protocols.messages import ImagePart, Message, TextPart
+from seerseg.protocols.messages import ImagePart, Message, TextPart, text_message
 from seerseg.reasoners.base import ReasonerCard
 from seerseg.reasoners.vlm_loading import Loaded, find, quiet
 from seerseg.reasoners.vlm_loading import load as load_model
@@ -54,6 +54,19 @@ class _Prompt:
     head: int
     digest: str
     ids: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """A dialogue as tokens, ready for a reply: exactly what `VlmReasoner.reply` feeds to the model.
+
+    ids: (T,). kinds: what the processor says of each token besides ("mm_token_type_ids", "token_type_ids"), each (T,), 0 for text.
+    images: the image tensors of the dialogue, in order.
+    """
+
+    ids: list[int]
+    kinds: dict[str, list[int]]
+    images: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -104,19 +117,52 @@ class VlmReasoner:
                     out[row.place[0]][row.place[1]] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
         return out
 
+    def encode(self, dialogue: Sequence[Message], known: MutableMapping[str, Encoded] | None = None) -> Encoded:
+        """The tokens and image tensors of a dialogue. known: what was encoded before, so that the images of a case are prepared once
+        for all dialogues that begin alike; filled in."""
+        prompt = self._prompt(dialogue)
+        key = hashlib.sha256("\0".join([prompt.text[: prompt.head], *(image.key for image in prompt.images)]).encode()).hexdigest()
+        tail = self._tail(prompt) if prompt.images else []
+        head = None if known is None else known.get(key)
+        if head is None:
+            made = self._encode([prompt.text], prompt.images)
+            ids = made["input_ids"][0].tolist()
+            kinds = {name: made[name][0].tolist() for name in _SEQUENCE_KEYS[2:] if name in made}
+            images = {name: value for name, value in made.items() if name not in _SEQUENCE_KEYS}
+            cut = len(ids) - len(tail)
+            if known is None or not tail or ids[cut:] != tail:
+                return Encoded(ids, kinds, images)
+            head = known[key] = Encoded(ids[:cut], {name: kind[:cut] for name, kind in kinds.items()}, images)
+        return Encoded(head.ids + tail, {name: kind + [0] * len(tail) for name, kind in head.kinds.items()}, head.images)
+
+    def encode_reply(self, reply: str) -> list[int]:
+        """The tokens of a reply, up to and with the one that ends a turn, as they follow an encoded dialogue."""
+        ids: list[int] = self.tokenizer(self._plain(TextPart(reply)) + self._closing, add_special_tokens=False)["input_ids"]
+        return ids
+
+    @cached_property
+    def _closing(self) -> str:
+        """What the chat template writes after a reply, up to and with the first token that ends generation."""
+        ends = [str(self.tokenizer.convert_ids_to_tokens(i)) for i in sorted(self._eos)]
+        asked = [text_message("user", "a")]
+        before, after = self.chat(asked), self.chat([*asked, text_message("assistant", "b")], ask=False)
+        rest = after[len(before) + 1 :] if after.startswith(before + "b") else ""
+        found = sorted((rest.find(end), end) for end in ends if end in rest)
+        return rest[: found[0][0]] + found[0][1] if found else str(self.tokenizer.eos_token or "")
+
     # --- dialogue -> tokens ---------------------------------------------------------------------------------------------
 
-    def chat(self, dialogue: Sequence[Message]) -> str:
-        """The dialogue as the model's chat template writes it, ready for the reply; images as placeholders."""
+    def chat(self, dialogue: Sequence[Message], *, ask: bool = True) -> str:
+        """The dialogue as the model's chat template writes it, ready for the reply unless ask is False; images as placeholders."""
         template = self.processor.chat_template
         if template is None:
             lines = [f"{m.role.capitalize()}: {self._flat(m)}" for m in dialogue]
-            return "\n".join([*lines, "Assistant:"])
+            return "\n".join([*lines, "Assistant:"] if ask else lines)
         if "image" in template:
             messages: list[dict[str, Any]] = [{"role": m.role, "content": self._content(m)} for m in dialogue]
         else:
             messages = [{"role": m.role, "content": self._flat(m)} for m in dialogue]
-        said: str = self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=True)
+        said: str = self.tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, add_generation_prompt=ask)
         return said
 
     def _content(self, message: Message) -> list[dict[str, str]]:

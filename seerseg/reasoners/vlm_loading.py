@@ -112,18 +112,19 @@ def _folder(source: str | Path, *, offline: bool) -> Path:
         raise WeightsError(f"The model {text!r} could not be fetched: {str(fault).splitlines()[0]}") from fault
 
 
-def load(source: Source, *, device: str, dtype: str | None) -> Loaded:
-    """Load model, processor and tokenizer. WeightsError for missing or damaged weights, ModelError for what is no image-text model."""
+def load(source: Source, *, device: str, dtype: str | None, merge: bool = True) -> Loaded:
+    """Load model, processor and tokenizer. merge: an adapter becomes part of the weights; else it stays apart, as training wants it.
+    WeightsError for missing or damaged weights, ModelError for what is no image-text model."""
     if torchvision_state() == "broken":
         raise ModelError(BROKEN_ADVICE)
     with quiet():
         model = _model(source.folder, device, dtype)
         if source.adapter is not None:
-            model = _adapted(model, source.adapter)
+            model = _adapted(model, source.adapter, merge=merge)
         own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
         processor = load_processor(source.adapter if own and source.adapter is not None else source.folder, source.folder)
     model.requires_grad_(False)
-    return Loaded(model.eval().to(device), processor, processor.tokenizer, source, _identity(source), _licence(source.folder))
+    return Loaded(model.eval().to(device), processor, processor.tokenizer, source, identity(source), _licence(source.folder))
 
 
 def default_dtype(device: str) -> str:
@@ -166,7 +167,7 @@ def _model(folder: Path, device: str, dtype: str | None) -> Any:
     return model
 
 
-def _adapted(model: Any, adapter: Path) -> Any:
+def _adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
     try:
         from peft import PeftModel
     except ImportError as fault:
@@ -181,7 +182,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
             stored = set(file.keys())
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft and transformers deprecate each other's attributes
-            made = PeftModel.from_pretrained(model, adapter, is_trainable=False)
+            made = PeftModel.from_pretrained(model, adapter, is_trainable=not merge)
     except SafetensorError as fault:
         raise WeightsError(f"{weights} is damaged ({fault}). Copy it again.") from fault
     except (RuntimeError, ValueError, KeyError, TypeError) as fault:
@@ -189,7 +190,7 @@ def _adapted(model: Any, adapter: Path) -> Any:
     placed = {name.replace(".default", "") for name in made.state_dict() if "lora" in name or "modules_to_save" in name}
     if stored and not stored & placed:
         raise WeightsError(f"The adapter in {adapter} has no weight that fits the model it is put on; another base model was meant.")
-    return made.merge_and_unload()
+    return made.merge_and_unload() if merge else made
 
 
 def load_processor(folder: Path, fallback: Path | None = None) -> Any:
@@ -271,7 +272,7 @@ def _licence(folder: Path) -> str:
     return found.group(1) if found else ""
 
 
-def _identity(source: Source) -> str:
+def identity(source: Source) -> str:
     """Digest of names, sizes, heads and evenly spaced blocks of every file that shapes a reply (whole small files)."""
     digest = hashlib.sha256()
     for folder in (source.folder, source.adapter):

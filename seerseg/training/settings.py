@@ -194,7 +194,10 @@ def views_of(plans: Plans, protocol: Protocol) -> ViewSpec:
     planned plane and window."""
     planned = plans.view_spec()
     own = protocol.view_spec
-    return planned if own == SEER_VIEWS else replace(own, plane=planned.plane, window=planned.window, gamma=planned.gamma)
+    if own == SEER_VIEWS:
+        return planned
+    also = tuple(own.plane if plane == planned.plane else plane for plane in own.also)
+    return replace(own, plane=planned.plane, window=planned.window, gamma=planned.gamma, also=also)
 
 
 def read_edits(said: Mapping[str, str]) -> dict[str, Any]:
