@@ -96,6 +96,11 @@ class VlmReasoner:
         )
 
     @property
+    def pad_token_id(self) -> int:
+        """The token that fills rows of a batch."""
+        return self._pad
+
+    @property
     def shares_prefix(self) -> bool:
         """Whether images of a case are encoded once for all its requests."""
         return self.model.config.model_type in _SHARING
