@@ -27,6 +27,7 @@ from seerseg.errors import ModelError, UsageError
 from seerseg.paths import read_json, resolve_dataset, safe_name, write_json
 from seerseg.protocols import load_protocol
 from seerseg.protocols.base import Protocol
+from seerseg.protocols.combined import lacking_kinds
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Segmenter
 from seerseg.skills.base import EmptyBank, Retriever
@@ -101,7 +102,7 @@ class Model:
                 f"The model in {self.spec.folder} was trained with segmenter {self.spec.segmenter!r} of identity {expected}, "
                 f"but the one here is {made.card.identity}. Install the same weights, or name another with --segmenter."
             )
-        lacking = sorted(self.protocol.prompt_kinds.difference(made.capabilities.kinds))
+        lacking = lacking_kinds(self.protocol, made.capabilities)
         if lacking:
             raise ModelError(
                 f"The protocol {self.protocol.name!r} answers with {', '.join(lacking)}, which the segmenter {made.card.name!r} "
