@@ -85,7 +85,7 @@ def paraphrase_set(
     for place in range(count):
         style = order[place] if place < len(order) else further[(place - len(order)) % len(further)]
         for attempt in range(40):
-            tried = style if attempt < 8 else FALLBACK_STYLES[(place + attempt // 4) % len(FALLBACK_STYLES)]
+            tried = style if attempt < 8 else _instead(style, attempt - 8, place)
             made = write_request(target, style=tried, split=split, rng=rng, vocabulary=vocabulary, context=context)
             if made is None or made.text.casefold() in texts or (made.template in used and attempt % 8 < 5 and made.template):
                 continue
@@ -94,6 +94,12 @@ def paraphrase_set(
             out.append(made)
             break
     return out
+
+
+def _instead(style: str, attempt: int, place: int) -> str:
+    if style == "ambiguous_abbreviation" and attempt < 4:
+        return "abbr_or_short"
+    return FALLBACK_STYLES[(place + attempt // 4) % len(FALLBACK_STYLES)]
 
 
 class _Writer:
@@ -175,6 +181,8 @@ class _Writer:
     def _absent(self) -> Form | None:
         kinds = self.rng.choice((_NAMED, _NAMED, ("abbreviation",), ("lay", "description")))
         form = self._form(kinds, shared=False) or self._form(_NAMED)
+        if form is not None and form.kind == "abbreviation" and len(form.surface) < 3:
+            return None  # two letters alone may mean anything, also something that is there
         if form is not None and any(c.entry in self.names.entries.values() for c in self.names.vocabulary.lookup(form.text)):
             return None
         return form
@@ -335,7 +343,8 @@ class _Writer:
         if rng.random() < 0.6:
             text = text.lower() if not any(w.isupper() and len(w) > 1 for w in text.split()) else text
         text, first = slip_words(text, split, rng, guard, count=in_target, table=KINDS, only=own)
-        text, second = slip_words(text, split, rng, guard, count=elsewhere, table=KINDS, only=set(words(text)) - own)
+        touched = {w for done in first for w in words(done.split(">")[-1])}
+        text, second = slip_words(text, split, rng, guard, count=elsewhere, table=KINDS, only=set(words(text)) - own - touched)
         self.slips += first + second
         if rng.random() < 0.25:
             text, third = slip_side(text, split, rng)
