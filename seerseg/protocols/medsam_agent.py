@@ -83,7 +83,8 @@ class MedSamAgentProtocol:
         if is_flat(views):
             shown: list[Part] = [*(ImagePart(view.pixels, view.key) for view in views.views), TextPart(what_is_shown(views))]
         else:
-            also = f" {' and '.join(views.spec.also).capitalize()} slices follow." if views.others else ""
+            counts = [(plane, views.grid.shape_zyx[PLANES.index(plane)] - 1) for plane in views.spec.also]
+            also = "".join(f" Then come {plane} ones of slices 0 to {last}." for plane, last in counts)
             told = TextPart(f"{what_is_shown(views)}{also} {VOLUME_RULE}")
             shown = [*tagged(views.views, planes=True), *tagged(views.others, planes=True), told]
         asked = TextPart("Segment what the request names. What is your first action?")
