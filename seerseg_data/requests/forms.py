@@ -20,7 +20,10 @@ from seerseg_data.requests.styles import Context
 
 _DESCRIBING = frozenset({"description", "lay", "relation"})
 _PEOPLE = frozenset({"body", "brain", "heart", "chest", "patient", "head", "belly", "skull", "eye", "abdomen", "neck", "back"})
-_BARE = re.compile(r"^(where|what|everything|whatever|all|both|left and right|bilateral)\b|\d$|^\w+ \d+\b", re.IGNORECASE)
+_BARE = re.compile(
+    r"(where|what|everything|whatever|all|both|left and right|bilateral)\b.*|((?!following|preceding)\S+ ){0,2}[A-Za-z]{0,2}\d+", re.IGNORECASE
+)
+_MANY = frozenset({"rib"})  # one side of these is many
 COMPLETE = {
     "hippocampus": ("anterior hippocampus", "posterior hippocampus"),
     "left lung": ("left lung upper lobe", "left lung lower lobe"),
@@ -46,7 +49,7 @@ class Form:
 
 
 def _bare(text: str) -> bool:
-    if _BARE.search(text) or text.lower().startswith("the "):
+    if _BARE.fullmatch(text) or text.lower().startswith("the "):
         return True
     first = text.split(" ", 1)[0]
     return first.endswith("'s") and first[:-2].lower() not in _PEOPLE
@@ -57,7 +60,7 @@ class Called:
     """A surface of the target, and whether a side must be added to it."""
 
     surface: Surface
-    needs: str  # "", "left", "right" or "both"
+    needs: str  # "", "left", "right", "both"; "never": it cannot be said of one side
 
 
 class Names:
@@ -91,9 +94,9 @@ class Names:
         if key not in self._called:
             entry = self.entry(target)
             own = Surface(target, "name", "train", self.vocabulary.key(target)[1])
-            listed = [own, *(s for s in entry.surfaces if s.split == split and fold(s.text) != fold(target))]
+            listed = [own, *(s for s in entry.surfaces if s.split == split and fold(s.text) != fold(target) and not _adjective(s))]
             made = [Called(s, self._needs(s, entry, target)) for s in dict.fromkeys(listed)]
-            self._called[key] = tuple(c for c in made if c.surface is own or self._alone(c, entry, target))
+            self._called[key] = tuple(c for c in made if c.surface is own or (c.needs != "never" and self._alone(c, entry, target)))
         return self._called[key]
 
     def _needs(self, surface: Surface, entry: Entry, target: str) -> str:
@@ -106,6 +109,8 @@ class Names:
         if self.context.unsided and self.vocabulary.key(target)[1] is None:
             return ""
         tells = surface.kind == "abbreviation" and surface.text not in self._pair_texts(entry)
+        if says == "both" or (says is None and _plural(surface.text) and entry.base not in _MANY):
+            return "never"
         return "" if says == entry.side or tells else entry.side
 
     def _pair_texts(self, entry: Entry) -> frozenset[str]:
@@ -144,7 +149,8 @@ class Names:
         else:
             table, family = SIDE, "side"
         patterns = lines(table[split])
-        number = rng.randrange(-2, len(patterns)) if family == "side" else rng.randrange(len(patterns))
+        fitting = [n for n, p in enumerate(patterns) if p.startswith("{f}") or "'s " not in surface.text]
+        number = rng.choice([*fitting, -1, -1]) if family == "side" else rng.choice(fitting)
         pattern = patterns[number] if number >= 0 else PLAIN_SIDE
         if called.needs == "right":
             pattern = mirrored(pattern)
@@ -162,6 +168,11 @@ class Names:
     @cached_property
     def _known(self) -> frozenset[str]:
         return Words(self.vocabulary).known | {w for e in self.vocabulary for s in e.surfaces for w in words(s.text)}
+
+
+def _adjective(surface: Surface) -> bool:
+    """ "splenic" alone is read, but not said."""
+    return surface.kind == "synonym" and " " not in surface.text and surface.text.lower().endswith(("ic", "iac"))
 
 
 def _plural(text: str) -> bool:

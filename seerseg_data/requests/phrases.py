@@ -162,7 +162,7 @@ NOT_SIDE = {
 {f} that isn't right-sided
 """,
     "val": """
-one {f} that is not right-sided
+{f} that is not right-sided
 {f}, just not the right
 {f} that is not on the right side
 """,
@@ -201,18 +201,18 @@ NOT_OTHER = {
 {f}, not the {other}
 {f} and not the {other}
 {f} (not the {other})
-{f}, please ignore the {other}
+{f} (please ignore the {other})
 {f} without the {other}
-{f} only, never mind the {other}
+{f} (never mind the {other})
 """,
     "val": """
-{f}, skip the {other}
+{f} (skip the {other})
 {f} but no {other}
-{f} - the {other} is not needed
+{f} (no {other} needed)
 """,
     "test": """
 {f} instead of the {other}
-{f}, leaving the {other} alone
+{f} (leave the {other} alone)
 {f} rather than the {other}
 {f}, omitting the {other}
 {f} as opposed to the {other}
@@ -222,33 +222,33 @@ NOT_OTHER = {
 NOTHING_ELSE = {
     "train": """
 {f} and nothing else
-{f}, nothing else
+{f} (nothing else)
 {f} but not what lies around it
-{f} only, not its surroundings
+{f} (not its surroundings)
 """,
     "val": """
-{f}, no surroundings
-{f}, not anything else
+{f} (no surroundings)
+{f} (not anything else)
 """,
     "test": """
 {f} and nothing beyond it
-{f}, leaving out all that adjoins it
+{f} (leave out all that adjoins it)
 {f} excluding its neighbourhood
 """,
 }
 
 NOT_ONE_OF_TWO = {
     "train": """
-{f}, not only one of them
-{f}, not just the left one
-{f}, so not only the right one
+{f} (not only one of them)
+{f} (not just the left one)
+{f} (so not only the right one)
 """,
     "val": """
-{f}, not merely the left
+{f} (not merely the left)
 """,
     "test": """
 {f} - never just one side
-{f}, not the left one alone
+{f} (not the left one alone)
 """,
 }
 

@@ -325,8 +325,9 @@ class _Writer:
             return self._slipped(text, own, 1 + (rng.random() < 0.5), 2 + (rng.random() < 0.5))
         if style == "speech_to_text":
             text = re.sub(r"[.,;:!?()\[\]/\"]| - ", " ", text.lower())
-            text, done = slip_words(text, split, rng, guard, count=2, table=SPEECH)
-            self.slips += done
+            text, first = slip_words(text, split, rng, guard, count=2, table=SPEECH, only=own)
+            text, second = slip_words(text, split, rng, guard, count=1, table=SPEECH, only=set(words(text)) - own)
+            self.slips += first + second
             return text
         if style == "mixed_case":
             case = rng.choice(list(CASES[split]))
