@@ -114,7 +114,7 @@ def stock(reasoner: VlmReasoner, asked: list[list[Message]], *, together: bool) 
         encoded = reasoner._encode([p.text for p in group], group[0].images).to(reasoner.model.device)
         ids = reasoner.model.generate(
             **encoded, do_sample=False, max_new_tokens=reasoner.decoding.max_new_tokens, suppress_tokens=list(reasoner._suppressed),
-            pad_token_id=reasoner._pad, eos_token_id=sorted(reasoner._eos) or None,
+            pad_token_id=reasoner.pad_token_id, eos_token_id=sorted(reasoner._eos) or None,
         )  # fmt: skip
         out += [reasoner.tokenizer.decode(row[encoded["input_ids"].shape[1] :], skip_special_tokens=True).strip() for row in ids]
     return out

@@ -8,10 +8,9 @@ A reply depends on its dialogue, the sample number and the seed, never on what e
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,33 +18,17 @@ from typing import Any
 from seerseg.errors import ModelError
 from seerseg.protocols.messages import ImagePart, Message, TextPart, text_message
 from seerseg.reasoners.base import ReasonerCard
+from seerseg.reasoners.decoding import Decoder, Decoding, Draw, Encoded, Line
 from seerseg.reasoners.vlm_loading import Loaded, find, quiet
 from seerseg.reasoners.vlm_loading import load as load_model
 
-MAX_NEW_TOKENS = 256
 _MROPE, _PLAIN = "mrope", "plain"
 _SHARING = {"qwen3_vl": _MROPE, "qwen2_5_vl": _MROPE, "qwen2_vl": _MROPE, "idefics3": _PLAIN, "smolvlm": _PLAIN}
 """Model types whose prefix can be prefilled once, by how they count positions; each is tested token for token."""
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 
 
-@dataclass(frozen=True)
-class Decoding:
-    """How replies are drawn. Greedy for samples = 1 with seed 0, else by temperature and top_p. max_batch: rows at a time."""
-
-    max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 1.0
-    top_p: float = 1.0
-    max_batch: int = 16
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.max_batch < 1 or not self.temperature > 0 or not 0 < self.top_p <= 1:
-            raise ModelError(
-                f"Decoding needs max_new_tokens and max_batch of at least 1, temperature above 0 and top_p in (0, 1]; these are {self}."
-            )
-
-
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class _Prompt:
     """One dialogue as text with image placeholders. head: characters up to and including the last placeholder."""
 
@@ -53,26 +36,14 @@ class _Prompt:
     images: list[ImagePart]
     head: int
     digest: str
-    ids: list[int] = field(default_factory=list)
-
-
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """A dialogue as tokens, ready for a reply: exactly what `VlmReasoner.reply` feeds to the model.
-
-    ids: (T,). kinds: what the processor says of each token besides ("mm_token_type_ids", "token_type_ids"), each (T,), 0 for text.
-    images: the image tensors of the dialogue, in order.
-    """
-
-    ids: list[int]
-    kinds: dict[str, list[int]]
-    images: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class _Row:
+    """One reply to draw. key: see `Line`; place: its dialogue and sample number."""
+
     prompt: _Prompt
-    sample: int
+    key: str | None
     place: tuple[int, int]
 
 
@@ -96,11 +67,6 @@ class VlmReasoner:
         )
 
     @property
-    def pad_token_id(self) -> int:
-        """The token that fills rows of a batch."""
-        return self._pad
-
-    @property
     def shares_prefix(self) -> bool:
         """Whether images of a case are encoded once for all its requests."""
         return self.model.config.model_type in _SHARING
@@ -109,23 +75,66 @@ class VlmReasoner:
         """`samples` replies per dialogue, in order."""
         import torch
 
-        prompts = [self._prompt(dialogue) for dialogue in dialogues]
-        groups: dict[tuple[tuple[str, ...], str], list[_Row]] = {}
-        for number, prompt in enumerate(prompts):
-            key = (tuple(image.key for image in prompt.images), prompt.text[: prompt.head])
-            groups.setdefault(key, []).extend(_Row(prompt, sample, (number, sample)) for sample in range(samples))
-        out = [[""] * samples for _ in prompts]
         greedy = samples == 1 and seed == 0
+        rows = [
+            _Row(prompt, None if greedy else f"{seed}|{sample}|{prompt.digest}", (number, sample))
+            for number, prompt in enumerate(self._prompt(dialogue) for dialogue in dialogues)
+            for sample in range(samples)
+        ]
+        out = [[""] * samples for _ in dialogues]
         with torch.inference_mode(), quiet():
-            for rows in groups.values():
-                for row, ids in zip(rows, self._generate(rows, None if greedy else seed), strict=True):
-                    out[row.place[0]][row.place[1]] = self.tokenizer.decode(ids, skip_special_tokens=True).strip()
+            for row, ids in zip(rows, self._generate(rows), strict=True):
+                out[row.place[0]][row.place[1]] = self.text(ids)
         return out
+
+    def text(self, reply: Sequence[int]) -> str:
+        """The words of a reply's tokens."""
+        said = [token for token in reply if token not in self._eos]
+        return str(self.tokenizer.decode(said, skip_special_tokens=True)).strip()
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """The decode loop on this model. ModelError for an architecture whose prefix is not shared."""
+        kind = self.model.config.model_type
+        if kind not in _SHARING:
+            raise ModelError(f"The decode loop was not checked for models of type {kind!r}; it was for {', '.join(_SHARING)}.")
+        return Decoder(
+            self.model, self.decoding, mrope=_SHARING[kind] == _MROPE, eos=self._eos, suppressed=self._suppressed, pad=self.pad_token_id
+        )
 
     def encode(self, dialogue: Sequence[Message], known: MutableMapping[str, Encoded] | None = None) -> Encoded:
         """The tokens and image tensors of a dialogue. known: what was encoded before, so that the images of a case are prepared once
         for all dialogues that begin alike; filled in."""
-        prompt = self._prompt(dialogue)
+        return self._encoded(self._prompt(dialogue), known)
+
+    def extend(self, before: Encoded, reply: Sequence[int], message: Message) -> Encoded:
+        """An encoded dialogue after a reply and a further message, the tokens of both kept as they were: writing a reply out and reading
+        it in again could give other tokens. ModelError where a template writes earlier turns anew, or images cannot be added."""
+        import torch
+
+        asked = [text_message("user", "a"), text_message("assistant", "b")]
+        start, whole = self.chat(asked[:1]) + "b", self.chat([*asked, message])
+        if not whole.startswith(start):
+            raise ModelError(
+                f"The chat template of {self.loaded.source.name} writes earlier turns anew, so a dialogue cannot go on from its tokens."
+            )
+        made = self._encode([whole[len(start) :]], list(message.images))
+        ids = made["input_ids"][0].tolist()
+        skip = int(bool(reply) and bool(ids) and reply[-1] in self._eos and ids[0] == reply[-1])
+        images = {name: value for name, value in made.items() if name not in _SEQUENCE_KEYS}
+        if images and _SHARING.get(self.model.config.model_type) != _MROPE:
+            raise ModelError(
+                f"Models of type {self.model.config.model_type!r} cannot be shown further images in a dialogue that is trained."
+            )
+        kinds = {name: made[name][0].tolist()[skip:] for name in _SEQUENCE_KEYS[2:] if name in made}
+        joined = {name: torch.cat([before.images[name], value]) if name in before.images else value for name, value in images.items()}
+        return Encoded(
+            [*before.ids, *reply, *ids[skip:]],
+            {name: [*before.kinds.get(name, [0] * len(before.ids)), *([0] * len(reply)), *kind] for name, kind in kinds.items()},
+            joined if images else before.images,
+        )
+
+    def _encoded(self, prompt: _Prompt, known: MutableMapping[str, Encoded] | None) -> Encoded:
         key = hashlib.sha256("\0".join([prompt.text[: prompt.head], *(image.key for image in prompt.images)]).encode()).hexdigest()
         tail = self._tail(prompt) if prompt.images else []
         head = None if known is None else known.get(key)
@@ -222,100 +231,36 @@ class VlmReasoner:
             options["images"] = [pictures for _ in texts]
         return self.processor(**options)
 
-    def _tokenise(self, prompts: Sequence[_Prompt]) -> dict[str, Any]:
-        """Fill in the ids of prompts that share their head; returns the image tensors, which belong to all of them."""
-        first = prompts[0]
-        encoded = self._encode([first.text], first.images)
-        first.ids = encoded["input_ids"][0].tolist()
-        tail = self._tail(first)
-        together = first.ids[len(first.ids) - len(tail) :] == tail if first.images else False
-        for prompt in prompts[1:]:
-            if not first.images:
-                prompt.ids = self._encode([prompt.text], [])["input_ids"][0].tolist()
-            elif together:
-                prompt.ids = first.ids[: len(first.ids) - len(tail)] + self._tail(prompt)
-            else:
-                prompt.ids = self._encode([prompt.text], prompt.images)["input_ids"][0].tolist()
-        return {key: value for key, value in encoded.items() if key not in _SEQUENCE_KEYS} | {
-            key: encoded[key] for key in ("mm_token_type_ids",) if key in encoded and first.images
-        }
-
     def _tail(self, prompt: _Prompt) -> list[int]:
         ids: list[int] = self.tokenizer(prompt.text[prompt.head :], add_special_tokens=False)["input_ids"]
         return ids
 
     # --- tokens -> tokens -----------------------------------------------------------------------------------------------
 
-    def _generate(self, rows: Sequence[_Row], seed: int | None) -> list[list[int]]:
+    def _generate(self, rows: Sequence[_Row]) -> list[list[int]]:
+        if self.shares_prefix:
+            known: dict[str, Encoded] = {}
+            return self.decoder.replies([Line(self._encoded(row.prompt, known), row.key) for row in rows])
+        out: dict[int, list[int]] = {}
+        shown: dict[tuple[str, ...], list[_Row]] = {}
+        for row in rows:
+            shown.setdefault(tuple(image.key for image in row.prompt.images), []).append(row)
         size = self.decoding.max_batch
-        chunks = [rows[start : start + size] for start in range(0, len(rows), size)]
-        if not self.shares_prefix:
-            return [ids for chunk in chunks for ids in self._stock(chunk, seed)]
-        prompts = list({id(row.prompt): row.prompt for row in rows}.values())
-        tensors = self._tokenise(prompts)
-        shared = _common([prompt.ids for prompt in prompts])
-        cache, delta = self._prefill(prompts[0].ids[:shared], tensors)
-        out: list[list[int]] = []
-        for number, chunk in enumerate(chunks):
-            own = cache if number == len(chunks) - 1 else copy.deepcopy(cache)
-            own.batch_repeat_interleave(len(chunk))
-            out.extend(self._decode(chunk, own, shared, delta, seed))
-        return out
+        for alike in shown.values():
+            for start in range(0, len(alike), size):
+                chunk = alike[start : start + size]
+                out.update(zip(map(id, chunk), self._stock(chunk), strict=True))
+        return [out[id(row)] for row in rows]
 
-    def _prefill(self, ids: list[int], tensors: dict[str, Any]) -> tuple[Any, int]:
-        """Cache of the shared prefix, and what M-RoPE adds to later positions."""
-        import torch
-        from transformers import DynamicCache
-
-        if not ids:
-            return DynamicCache(config=self.model.config.get_text_config()), 0
-        device = self.model.device
-        given = {key: value.to(device) for key, value in tensors.items() if key != "mm_token_type_ids"}
-        if "mm_token_type_ids" in tensors:
-            given["mm_token_type_ids"] = tensors["mm_token_type_ids"][:, : len(ids)].to(device)
-        if "pixel_values" in given:
-            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
-        tokens = torch.tensor([ids], device=device)
-        made = self.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=True, logits_to_keep=1, **given)
-        shifted = _SHARING[self.model.config.model_type] == _MROPE and "pixel_values" in given
-        return made.past_key_values, int(self.model.model.rope_deltas[0]) if shifted else 0
-
-    def _decode(self, rows: Sequence[_Row], cache: Any, shared: int, delta: int, seed: int | None) -> list[list[int]]:
-        """Continue `rows` behind a cache of their first `shared` tokens."""
-        import torch
-
-        device = self.model.device
-        tails = [row.prompt.ids[shared:] for row in rows]
-        longest = max(map(len, tails))
-        tokens = torch.full((len(rows), longest), self._pad, device=device)
-        mask = torch.zeros((len(rows), shared + longest), dtype=torch.long, device=device)
-        mask[:, :shared] = 1
-        for number, tail in enumerate(tails):
-            tokens[number, longest - len(tail) :] = torch.tensor(tail, device=device)
-            mask[number, shared + longest - len(tail) :] = 1
-        draw = _Draw(rows, seed, self.decoding, self._suppressed, self._eos, device)
-        while True:
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :] + delta
-            if _SHARING[self.model.config.model_type] == _MROPE:
-                positions = positions.unsqueeze(0).expand(3, -1, -1)
-            logits = self.model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-            ).logits
-            chosen = draw.choose(logits[:, -1])
-            if draw.done:
-                return draw.ids
-            tokens = chosen[:, None]
-            mask = torch.cat([mask, mask.new_ones((len(rows), 1))], dim=1)
-
-    def _stock(self, rows: Sequence[_Row], seed: int | None) -> list[list[int]]:
-        """The stock `generate` on whole prompts, one choice of token per step made by `_Draw`."""
+    def _stock(self, rows: Sequence[_Row]) -> list[list[int]]:
+        """The stock `generate` on whole prompts, one choice of token per step made by `Draw`."""
         from transformers import LogitsProcessorList
 
         images = rows[0].prompt.images
         encoded = self._encode([row.prompt.text for row in rows], images).to(self.model.device)
         if "pixel_values" in encoded and hasattr(encoded["pixel_values"], "to"):
             encoded["pixel_values"] = encoded["pixel_values"].to(self.model.dtype)
-        draw = _Draw(rows, seed, self.decoding, self._suppressed, self._eos, self.model.device)
+        draw = Draw([row.key for row in rows], self.decoding, self._suppressed, self._eos, self.model.device)
         self.model.generate(
             **encoded,
             do_sample=False,
@@ -326,13 +271,14 @@ class VlmReasoner:
             temperature=None,
             top_p=None,
             top_k=None,
-            pad_token_id=self._pad,
+            pad_token_id=self.pad_token_id,
             eos_token_id=sorted(self._eos) or None,
         )
         return draw.ids
 
     @cached_property
-    def _pad(self) -> int:
+    def pad_token_id(self) -> int:
+        """The token that fills rows of a batch."""
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else min(self._eos, default=0)
 
@@ -358,82 +304,6 @@ class VlmReasoner:
         names = [self._image_token, *(getattr(self.processor, name, None) for name in ("image_token", "video_token", "fake_image_token"))]
         vision.update(i for name in names if name and (i := self.tokenizer.convert_tokens_to_ids(str(name))) is not None and i != unknown)
         return tuple(sorted(int(i) for i in vision - self._eos if 0 <= i < self.model.config.get_text_config().vocab_size))
-
-
-class _Draw:
-    """Chooses the next token of every row: greedily, or by numbers drawn from a generator of (seed, dialogue, sample)."""
-
-    def __init__(
-        self, rows: Sequence[_Row], seed: int | None, decoding: Decoding, suppressed: Sequence[int], eos: frozenset[int], device: Any
-    ) -> None:
-        import torch
-
-        self._decoding, self._eos, self._step = decoding, eos, 0
-        self._suppressed = torch.tensor(list(suppressed), dtype=torch.long, device=device)
-        self._open = [True] * len(rows)
-        self.ids: list[list[int]] = [[] for _ in rows]
-        self._uniform = None
-        if seed is not None:
-            drawn = []
-            for row in rows:
-                key = hashlib.sha256(f"{seed}|{row.sample}|{row.prompt.digest}".encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(key[:8], "big", signed=True))
-                drawn.append(torch.rand(decoding.max_new_tokens, generator=generator, dtype=torch.float64))
-            self._uniform = torch.stack(drawn)
-
-    @property
-    def done(self) -> bool:
-        """Whether no row wants a further token."""
-        return not any(self._open) or self._step >= self._decoding.max_new_tokens
-
-    def choose(self, logits: Any) -> Any:
-        """Take (rows, vocabulary) logits and return the chosen ids (rows,)."""
-        scores = logits.float()
-        if len(self._suppressed):
-            scores[:, self._suppressed] = float("-inf")
-        chosen = scores.argmax(-1) if self._uniform is None else self._sample(scores.cpu(), self._uniform[:, self._step]).to(scores.device)
-        for number, token in enumerate(chosen.tolist()):
-            if self._open[number]:
-                if token in self._eos:
-                    self._open[number] = False
-                else:
-                    self.ids[number].append(token)
-        self._step += 1
-        return chosen
-
-    def _sample(self, scores: Any, uniform: Any) -> Any:
-        import torch
-
-        ordered, order = torch.softmax(scores.double() / self._decoding.temperature, -1).sort(dim=-1, descending=True, stable=True)
-        total = ordered.cumsum(-1)
-        kept = (total - ordered < self._decoding.top_p).sum(-1, keepdim=True)
-        mass = total.gather(-1, kept - 1)
-        place = torch.searchsorted(total, uniform[:, None] * mass, right=True).clamp(max=kept - 1)
-        return order.gather(-1, place)[:, 0]
-
-    def processor(self) -> Any:
-        """A logits processor for the stock `generate` that leaves it no choice."""
-        import torch
-        from transformers import LogitsProcessor
-
-        draw = self
-
-        class Choice(LogitsProcessor):
-            def __call__(self, input_ids: Any, scores: Any) -> Any:
-                chosen = draw.choose(scores.clone())
-                return torch.full_like(scores, float("-inf")).scatter(1, chosen[:, None], 0.0)
-
-        return Choice()
-
-
-def _common(sequences: Sequence[Sequence[int]]) -> int:
-    """Length of the common prefix, at least one token short of the shortest."""
-    shortest = min(map(len, sequences)) - 1
-    first = sequences[0]
-    for place in range(shortest):
-        if any(other[place] != first[place] for other in sequences[1:]):
-            return place
-    return max(shortest, 0)
 
 
 def load(
