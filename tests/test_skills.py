@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import random
-import signal
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -223,7 +221,7 @@ def storm(folder: Path, *, processes: int, seconds: float, kills: int) -> tuple[
     for _ in range(kills):
         time.sleep(seconds / (kills + 1))
         i = rng.randrange(processes)
-        os.kill(running[i].pid or 0, signal.SIGKILL)
+        running[i].kill()
         running[i].join()
         running[i] = begin(i, max(0.1, seconds - (time.monotonic() - started)))
     for process in running:

@@ -31,7 +31,7 @@ from seerseg.reasoners.reading import (
 )
 from seerseg.vocabulary import DEFAULT_FILE, Entry, LabelDescription, Side, Split, Vocabulary
 
-VERSION = 1
+VERSION = 2
 ACCEPT = 0.5  # a mention below this is no answer; set on the tuning half of the request set in the tests
 ACCEPT_DESCRIBED = 0.5
 _GENERIC = frozenset("tumour|lesion|cyst|bones|tissue|skin|body|skeletal muscle|face|torso|body extremities|vertebra".split("|"))
@@ -53,6 +53,7 @@ _REGION_WORDS = {word: region for region, cues in _REGION_CUES.items() for word 
 _REQUEST = re.compile(r"<raw_prompt>(.*?)</raw_prompt>", re.DOTALL)
 _TARGETS = re.compile(r"<targets>(.*?)</targets>", re.DOTALL)
 _SKILL = re.compile(r"^\[\d+\] (\S+) \((\w+)\)", re.MULTILINE)
+_SKILL_ANSWER = re.compile(r"^\[\d+\] (\S+) \(\w+\) when: .* do: answer (.+)$", re.MULTILINE)
 _POLITE = re.compile(
     r"^\s*(?:(?:hey|hi|hello|please|pls|plz|kindly|can you|could you|would you|i want(?: you)? to|i need(?: you)? to|"
     r"i would like(?: you)? to|go ahead and|just|segment|outline|delineate|contour|mask|show(?: me)?|mark|highlight|find|draw|"
@@ -179,10 +180,27 @@ class LexiconReasoner:
         names = [n.strip() for n in listed[0].split(";")] if listed else []
         modality = next((m for m in ("CT", "MR", "PET") if re.search(rf"\b{m} scan\b", text)), None)
         decision = self.decide(requests[-1] if requests else text, [n for n in names if n and n != ABSENT], modality=modality)
-        used = [skill for skill, tag in _SKILL.findall(text) if tag in decision.tags][:1]
+        shown = text[: text.rfind("<raw_prompt>")] if requests else ""
+        told = self._told(shown, requests[-1] if requests else "", names)
+        if told is not None:
+            why = f"{decision.rationale} By skill {told[0]} it means {told[1]}."
+            return replace(decision, answer=told[1], rationale=why).reply
+        used = [skill for skill, tag in _SKILL.findall(shown) if tag in decision.tags][:1]
         if used:
             decision = replace(decision, rationale=f"{decision.rationale} Skill: {used[0]}.")
         return decision.reply
+
+    def _told(self, shown: str, request: str, names: Sequence[str]) -> tuple[str, str] | None:
+        """Id and answer of the first skill that says outright what to answer, where it may be answered; not for a request that is a
+        listed name itself."""
+        listed = {n.casefold(): n for n in names}
+        if request.strip().casefold() in listed:
+            return None
+        for skill, answer in _SKILL_ANSWER.findall(shown):
+            name = answer.strip()
+            if not names or name.casefold() in listed or name == ABSENT:
+                return skill, listed.get(name.casefold(), name)
+        return None
 
     def decide(self, request: str, targets: Sequence[str] = (), *, modality: str | None = None) -> Decision:
         """What the request means. targets: names that may be answered, empty when any may; modality: "CT", "MR" or None."""

@@ -24,7 +24,7 @@ MAX_WORDS = 24
 _TAG = re.compile(r"[A-Z][A-Z0-9_]{1,39}")
 _ORDERS = re.compile(
     r"\b(ignore|disregard|forget|override)\b.{0,40}\b(instruction|prompt|rule|above|previous|system|skill)"
-    r"|\byou are (now|an?)\b|\b(system|assistant|user)\s*:|<\|?[a-z_]+\|?>|\bjailbreak\b",
+    r"|\byou are (now|an?)\b|(^|[.!?])\s*(system|assistant|user)\s*:|<[/|]?[a-z_]|\bjailbreak\b",
     re.IGNORECASE | re.DOTALL,
 )
 
@@ -175,7 +175,7 @@ def check_skill(skill: Skill, where: str) -> None:
                 )
             if any(unicodedata.category(c) in ("Cc", "Cf", "Cs") for c in text):
                 raise BankError(f"{where}: {part!r} of the skill {skill.id} holds control or invisible characters.")
-            if _ORDERS.search(text) or "<" in text or ">" in text:
+            if _ORDERS.search(text):
                 raise BankError(
                     f"{where}: {part!r} of the skill {skill.id} imitates markup or gives orders to the reasoner ({text[:60]!r}). "
                     "Say in plain words when the skill fits and what to do."

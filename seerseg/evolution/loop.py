@@ -1,0 +1,271 @@
+"""The rounds of SEER-Loop. Within a round the bank is frozen: episodes on training cases, harvest, credit, candidates; then acceptance on
+bank cases by paired comparison with and without the skill; then what hurts is retired and growth is capped; then one new state.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from seerseg.dataset import Request
+from seerseg.errors import BankError
+from seerseg.evolution.arena import Arena, Outcome, bare
+from seerseg.evolution.distillation import Harvest, Telling, Writer, distil
+from seerseg.skills.base import Acceptance, EmptyBank, Query, Skill
+from seerseg.skills.retrieval import FrozenBank, Weights
+from seerseg.skills.store import BankFolder, retire
+from seerseg.vocabulary import Vocabulary, words
+
+
+@dataclass(frozen=True)
+class EvolveSettings:
+    """per_round: training requests a round (whole paraphrase sets); tests: bank requests a candidate is tried on at most, at least
+    `fewest`; confidence: one-sided, of the lower bound that must be over 0; penalty: weight of drops against gains; per_target:
+    accepted skills kept for a target; candidates: tested in a round at most, those with most sources first."""
+
+    rounds: int = 3
+    per_round: int = 400
+    tests: int = 24
+    fewest: int = 3
+    confidence: float = 0.9
+    penalty: float = 1.0
+    per_target: int = 20
+    candidates: int = 60
+    harvest: Harvest = Harvest()  # noqa: RUF009
+    seed: int = 1234
+
+
+@dataclass(frozen=True)
+class Round:
+    """What a round did. Means are over the round's training requests."""
+
+    number: int
+    requests: int
+    mean_plain: float
+    mean_with: float
+    helped: int
+    hurt: int
+    proposed: int
+    tested: int
+    accepted: int
+    refused: int
+    retired: int
+    skills: int
+    version: str
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Fence:
+    """What a bank must not have seen. cases: validation, test and bank cases; texts: their requests, folded."""
+
+    cases: frozenset[str]
+    texts: frozenset[str]
+
+    @staticmethod
+    def around(cases: Iterable[str], requests: Iterable[Request], allowed: Iterable[Request] = ()) -> Fence:
+        """Around held-out cases and their requests; words that training requests hold too are no leak."""
+        held = frozenset(cases)
+        common = {_folded(r.text) for r in allowed if r.case not in held}
+        return Fence(held, frozenset(_folded(r.text) for r in requests if r.case in held and len(words(r.text)) > 2) - common)
+
+    def check(self, skill: Skill) -> None:
+        """BankError when a skill stems from a held-out case or repeats a held-out request."""
+        sources = (*skill.audit.sources, *skill.audit.trials)
+        for source in sources:
+            inside = self.cases.intersection(source.split("/"))
+            if inside:
+                raise BankError(
+                    f"The skill {skill.id} stems from {source!r}, but case {min(inside)!r} is held out: a bank must not learn from "
+                    "validation, bank or test cases. Retire it, or make a bank of mode 'transductive' and report it under that name."
+                )
+        for text in (skill.when, skill.what, skill.example, skill.lesson, skill.pattern, *skill.words):
+            folded = f" {_folded(text)} "
+            for held in self.texts:
+                if f" {held} " in folded:
+                    raise BankError(
+                        f"The skill {skill.id} repeats a held-out request ({held[:60]!r}). Retire it: it would be tested on what it "
+                        "was told."
+                    )
+
+
+@dataclass(eq=False)
+class SeerLoop:
+    """arena: the reasoner's episodes; raw: the same requests sent to the segmenter as they are; training, testing: requests of training
+    and of bank cases; truth_of: a request's canonical target or "absent"; modality_of: a case's modality; writer: rewrites candidates."""
+
+    arena: Arena
+    raw: Arena
+    training: Sequence[Request]
+    testing: Sequence[Request]
+    bank: BankFolder
+    vocabulary: Vocabulary
+    truth_of: Callable[[Request], str]
+    modality_of: Callable[[str], str | None]
+    settings: EvolveSettings = field(default_factory=EvolveSettings)
+    fence: Fence | None = None
+    weights: Weights | None = None
+    writer: Writer | None = None
+
+    def run(self, report: Callable[[Round], None] = lambda round_: None) -> list[Round]:
+        """The rounds that the bank's history does not hold yet, each one head with the message "round N"; a run that was stopped goes
+        on with the round it was in. BankError when the bank holds what `fence` forbids."""
+        finished = sum(h.message.startswith("round ") for h in self.bank.history())
+        rounds = []
+        for number in range(finished + 1, self.settings.rounds + 1):
+            rounds.append(self._round(number))
+            report(rounds[-1])
+        return rounds
+
+    def prepare(self, number: int) -> tuple[dict[str, Skill], FrozenBank | EmptyBank, list[Request]]:
+        """The skills that stand, the frozen bank and the training requests of a round: what shards run beforehand."""
+        skills = self.bank.skills()
+        for skill in skills.values():
+            self._guard(skill)
+        live = [s for s in skills.values() if s.status == "accepted"]
+        frozen = FrozenBank.of(live, weights=self.weights) if live else EmptyBank()
+        return skills, frozen, _sample(self.training, self.settings.per_round, self.settings.seed + number)
+
+    def _round(self, number: int) -> Round:
+        self.bank.fold(f"hand-ins before round {number}")
+        skills, frozen, chosen = self.prepare(number)
+        plain, helped = bare(self.arena, chosen), self.arena.run(chosen, frozen)
+        after = dict(skills)
+        for skill_id, trials in _credits(number, plain, helped).items():
+            if skill_id in after:
+                audit = after[skill_id].audit
+                after[skill_id] = replace(after[skill_id], audit=replace(audit, trials={**audit.trials, **trials}))
+        telling = Telling.of(((r.text, self.truth_of(r)) for r in self.training), self.vocabulary)
+        found = distil(plain, bare(self.raw, chosen), telling=telling, harvest=self.settings.harvest, writer=self.writer)
+        proposed = [s for s in found if s.id not in after]
+        verdicts = self._accept(number, after, proposed)
+        retired = _purge(after, number, self.settings) + _cap(after, number, self.settings)
+        head = self.bank.change(lambda now: {**now, **after}, f"round {number}")
+        return Round(
+            number=number,
+            requests=len(chosen),
+            mean_plain=_mean([o.dice for o in plain]),
+            mean_with=_mean([o.dice for o in helped]),
+            helped=sum(b.dice > a.dice + 0.01 for a, b in zip(plain, helped, strict=True)),
+            hurt=sum(b.dice < a.dice - 0.01 for a, b in zip(plain, helped, strict=True)),
+            proposed=len(proposed),
+            tested=len(verdicts),
+            accepted=sum(verdicts),
+            refused=len(verdicts) - sum(verdicts),
+            retired=retired,
+            skills=sum(s.status == "accepted" for s in after.values()),
+            version=head.version,
+        )
+
+    def _accept(self, number: int, after: dict[str, Skill], proposed: Sequence[Skill]) -> list[bool]:
+        """Test what waits and what is new, those already in use without a test first; `after` is changed."""
+        waiting = [s for s in after.values() if s.status == "candidate" or (s.status == "accepted" and s.audit.accepted is None)]
+        queue = sorted([*waiting, *proposed], key=lambda s: (s.status == "candidate", -len(s.audit.sources), s.id))
+        verdicts = []
+        for skill in queue[: self.settings.candidates]:
+            self._guard(skill)
+            verdict = self._test(number, skill)
+            if verdict is None:
+                after.setdefault(skill.id, skill)
+                continue
+            good = verdict.low > 0
+            verdicts.append(good)
+            marked = replace(skill, audit=replace(skill.audit, accepted=verdict))
+            after[skill.id] = replace(marked, status="accepted") if good else retire(marked, f"refused in round {number}")
+        return verdicts
+
+    def _test(self, number: int, skill: Skill) -> Acceptance | None:
+        """The paired comparison on bank requests that would be shown the skill; None when fewer than `fewest` would. A skill that does
+        harm at once is not tried to the end."""
+        alone = FrozenBank.of([replace(skill, status="accepted")], weights=self.weights)
+        fitting = [r for r in self.testing if alone.retrieve(Query(r.text, self.modality_of(r.case)), 1)]
+        random.Random(f"{self.settings.seed}/{skill.id}").shuffle(fitting)
+        fitting = fitting[: self.settings.tests]
+        if len(fitting) < self.settings.fewest:
+            return None
+        gains: list[float] = []
+        for start in range(0, len(fitting), 6):
+            part = fitting[start : start + 6]
+            gains += [b.dice - a.dice for a, b in zip(bare(self.arena, part), self.arena.run(part, alone), strict=True)]
+            if len(gains) >= self.settings.fewest and _mean(gains) < -0.1:
+                break
+        low = lower_bound(gains, self.settings.confidence)
+        return Acceptance(len(gains), round(_mean(gains), 6), round(low, 6), round(min(gains), 6), number)
+
+    def _guard(self, skill: Skill) -> None:
+        if self.fence is not None and skill.status != "retired":
+            self.fence.check(skill)
+
+
+def lower_bound(differences: Sequence[float], confidence: float) -> float:
+    """One-sided lower confidence bound of the mean by Student's t; a standard deviation under 0.05 counts as 0.05, so that three
+    equal gains prove less than thirty."""
+    from scipy.stats import t
+
+    n = len(differences)
+    if n < 2:
+        return -math.inf
+    mean = _mean(differences)
+    deviation = max(0.05, math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1)))
+    return mean - float(t.ppf(confidence, n - 1)) * deviation / math.sqrt(n)
+
+
+def _credits(number: int, plain: Sequence[Outcome], helped: Sequence[Outcome]) -> Mapping[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for a, b in zip(plain, helped, strict=True):
+        for skill in b.credited:
+            found[skill][f"{number}/{b.case}/{b.request}"] = round(b.dice - a.dice, 6)
+    return found
+
+
+def _purge(after: dict[str, Skill], number: int, settings: EvolveSettings) -> int:
+    """Retire accepted skills whose drops outweigh their gains."""
+    bad = [s for s in after.values() if s.status == "accepted" and s.audit.uses and s.audit.gain - settings.penalty * s.audit.drop < 0]
+    for skill in bad:
+        after[skill.id] = retire(skill, f"purged in round {number}: it cost more than it gained")
+    return len(bad)
+
+
+def _cap(after: dict[str, Skill], number: int, settings: EvolveSettings) -> int:
+    """Retire the weakest accepted skills of a target over the cap: by what they gained in tests and in use."""
+    groups: dict[str | None, list[Skill]] = defaultdict(list)
+    for skill in after.values():
+        if skill.status == "accepted":
+            groups[skill.target].append(skill)
+    weak = []
+    for group in groups.values():
+        ranked = sorted(group, key=lambda s: (-(s.audit.gain - s.audit.drop + (s.audit.accepted.low if s.audit.accepted else 0)), s.id))
+        weak += ranked[settings.per_target :]
+    for skill in weak:
+        after[skill.id] = retire(skill, f"over the cap of round {number}")
+    return len(weak)
+
+
+def _sample(requests: Sequence[Request], count: int, seed: int) -> list[Request]:
+    """Whole paraphrase sets in a seeded order until `count` requests are reached."""
+    sets: dict[tuple[str, tuple[str, ...] | None], list[Request]] = defaultdict(list)
+    for request in requests:
+        sets[(request.case, request.target)].append(request)
+    keys = sorted(sets, key=str)
+    random.Random(seed).shuffle(keys)
+    chosen: list[Request] = []
+    for key in keys:
+        if len(chosen) >= count:
+            break
+        chosen += sets[key]
+    return chosen
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0
+
+
+def _folded(text: str) -> str:
+    return " ".join(words(text))
