@@ -33,10 +33,16 @@ _KIND_OF_FIELD: dict[str, Kind] = {
     "descriptions": "description",
     "relations": "relation",
 }
-_FIELDS = {"name", "sides", "plural", "singular", "each", "part_of", "lies", "regions", "modalities", *_KIND_OF_FIELD}
+_FIELDS = {"name", "sides", "plural", "singular", "each", "part_of", "lies", "regions", "modalities", "cues", *_KIND_OF_FIELD}
+REGIONS = ("head", "neck", "chest", "abdomen", "pelvis", "spine", "upper limb", "lower limb", "whole body")
+MODALITIES = ("CT", "MR")
+CONTRASTS = ("CT", "CT contrast", "MR", "T1", "T1C", "T2", "FLAIR", "DWI")
 _ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth", "eleventh", "twelfth")
 _ROMAN = ("I", "II", "III", "IV", "V", "VI", "VII", "VIII", "IX", "X", "XI", "XII")
 _RANK = {"name": 0, "synonym": 1, "abbreviation": 2, "lay": 3, "description": 4, "relation": 5}
+_FORM_FIELDS = {"form", "split", "side"}
+_MARK = re.compile(r"\{[^{}]*\}?")
+_MARKS = {"{S}", "{n}", "{nth}", "{ordinal}", "{roman}"}
 _TOKEN = re.compile(r"[^\W_]+")
 _SPINE_LEVEL = re.compile(r"\b([ctl])[\s-]+spine\b")
 _UNCHANGED = frozenset({"pons", "lens", "biceps", "triceps", "quadriceps", "caries", "corps", "gas", "cervix"})
@@ -56,7 +62,8 @@ class Surface:
 class Entry:
     """A structure. name: canonical; base: the name without its side; side: None when it has no twin by construction;
     lies: the side of the body an unpaired structure lies on; twin: its mirror image; members: the two of a pair;
-    part_of: canonical name of what it belongs to; surfaces: every way to say it, the canonical name first."""
+    part_of: canonical name of what it belongs to; regions: of REGIONS; modalities: those it is commonly seen in;
+    cues: (contrast of CONTRASTS, what it looks like there); surfaces: every way to say it, the canonical name first."""
 
     name: str
     base: str
@@ -68,6 +75,11 @@ class Entry:
     regions: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     surfaces: tuple[Surface, ...] = ()
+    cues: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def appearance(self, contrast: str) -> tuple[str, ...]:
+        """Short objective words for what it looks like in a contrast of CONTRASTS; () when none are known."""
+        return next((told for name, told in self.cues if name == contrast), ())
 
     def texts(self, *, kinds: Iterable[Kind] | None = None, splits: Iterable[Split] = ("train",)) -> list[str]:
         """The surface forms of these kinds (all when None) and language splits, canonical name first, without repeats."""
@@ -230,6 +242,30 @@ class Vocabulary:
                 found[entry.name] = (rank, Candidate(entry, form, exact))
         return [candidate for _, candidate in sorted(found.values(), key=lambda pair: pair[0])]
 
+    @cached_property
+    def _described(self) -> dict[str, list[tuple[Entry, Surface]]]:
+        index: dict[str, list[tuple[Entry, Surface]]] = {}
+        for entry in self:
+            for surface in entry.surfaces:
+                if surface.kind in ("description", "relation"):
+                    index.setdefault(" ".join(words(surface.text)), []).append((entry, surface))
+        return index
+
+    def meanings(self, text: str) -> tuple[Entry, ...]:
+        """Every structure that the text can mean, likeliest first: a name, an abbreviation or the very words of a description.
+
+        More than one entry is true ambiguity ("LV": the heart's left ventricle, the brain's left lateral ventricle). A side that
+        the text leaves open is none: "kidney" means the pair, once.
+        """
+        found = [candidate.entry for candidate in self.lookup(text)]
+        if not found:
+            told = self._described.get(" ".join(words(text)), ())
+            found = [entry for entry, _ in sorted(told, key=lambda pair: pair[0].side != "both")]
+        by_base: dict[str, Entry] = {}
+        for entry in found:
+            by_base.setdefault(entry.base, entry)
+        return tuple(by_base.values())
+
     def resolve(self, name: str) -> Entry | None:
         """The one structure that a target's name means, or None. "spine (vertebral column)" is tried whole and in pieces."""
         if name in self.entries:
@@ -288,6 +324,7 @@ class Vocabulary:
                     regions=like.regions if like else regions,
                     modalities=like.modalities if like else (),
                     surfaces=(own, *inherited),
+                    cues=like.cues if like else (),
                 )
             entries[canonical] = replace(known, surfaces=tuple(dict.fromkeys((*known.surfaces, *forms))), regions=known.regions or regions)
         return replace(self, entries=entries)
@@ -325,18 +362,68 @@ def _from_json(data: dict[str, Any], path: Path) -> Vocabulary:
 def _check_raw(raw: Any, path: Path) -> None:
     if not isinstance(raw, dict) or not isinstance(raw.get("name"), str) or not raw["name"].strip():
         raise ModelError(f"{path}: an entry has no name: {str(raw)[:80]}")
+    fault = _fault_of_fields(raw) or _fault_of_cues(raw.get("cues", {})) or _fault_of_forms(raw)
+    if fault is not None:
+        raise ModelError(f"{path}: entry {raw['name']!r} {fault}")
+
+
+def _fault_of_fields(raw: Mapping[str, Any]) -> str | None:
     unknown = set(raw) - _FIELDS
     if unknown:
-        raise ModelError(f"{path}: entry {raw['name']!r} has the unknown field {min(unknown)!r}.{did_you_mean(min(unknown), _FIELDS)}")
+        return f"has the unknown field {min(unknown)!r}.{did_you_mean(min(unknown), _FIELDS)}"
+    if raw.get("sides", True) is not True:
+        return f"has sides = {raw['sides']!r}; it is true, or left out."
+    if raw.get("lies") not in (None, "left", "right") or ("lies" in raw and "sides" in raw):
+        return f"lies on {raw['lies']!r}; an unpaired structure may lie on the 'left' or the 'right', a paired one has no 'lies'."
+    for name, needs, why in (("plural", True, "only a paired structure"), ("singular", False, "only an unpaired structure")):
+        if name in raw and (bool(raw.get("sides")) is not needs or not isinstance(raw[name], str) or not raw[name].strip()):
+            return f"has {name} = {raw[name]!r}; {why} has one, and it is a text."
+    each = raw.get("each", [1, 1])
+    if not isinstance(each, list) or len(each) != 2 or not all(type(n) is int for n in each) or not 1 <= each[0] <= each[1] <= 12:
+        return f"has each = {each!r}; it is the first and the last number, from 1 to 12."
+    for name, allowed in (("regions", REGIONS), ("modalities", MODALITIES)):
+        listed = raw.get(name, [])
+        if not isinstance(listed, list) or (wrong := next((v for v in listed if v not in allowed), None)) is not None:
+            return (
+                f"has {name} = {listed!r}; they are a list of {', '.join(allowed)}."
+                if not isinstance(listed, list)
+                else (f"has {wrong!r} among its {name}; they are {', '.join(allowed)}.")
+            )
+    return None
+
+
+def _fault_of_cues(cues: Any) -> str | None:
+    if not isinstance(cues, dict):
+        return f"has cues = {str(cues)[:80]}; they are lists of words by contrast."
+    for contrast, told in cues.items():
+        if contrast not in CONTRASTS:
+            return f"has cues for {contrast!r}; the contrasts are {', '.join(CONTRASTS)}."
+        if not isinstance(told, list) or not told or not all(isinstance(t, str) and t.strip() for t in told):
+            return f"has cues {str(told)[:80]} for {contrast!r}; they are a list of texts."
+    return None
+
+
+def _fault_of_forms(raw: Mapping[str, Any]) -> str | None:
+    sided, numbered = bool(raw.get("sides")), "each" in raw
+    seen: set[tuple[str, str | None]] = set()
     for name in _KIND_OF_FIELD:
+        if not isinstance(raw.get(name, []), list):
+            return f"has {name} = {str(raw[name])[:80]}; they are a list."
         for form in raw.get(name, ()):
             read = {"form": form} if isinstance(form, str) else form if isinstance(form, dict) else {}
-            text, split, side = read.get("form"), read.get("split", "train"), read.get("side")
-            usable = isinstance(text, str) and bool(text.strip()) and split in _SPLITS and set(read) <= {"form", "split", "side"}
-            if not usable or side not in (None, "left", "right") or (side is not None and not raw.get("sides")):
-                raise ModelError(
-                    f"{path}: entry {raw['name']!r}, field {name!r}: {str(form)[:80]} is neither a text nor a form with its split."
-                )
+            text, side = read.get("form"), read.get("side")
+            if not isinstance(text, str) or not text.strip() or read.get("split", "train") not in _SPLITS or set(read) - _FORM_FIELDS:
+                return f"has in {name} {str(form)[:80]}, which is neither a text nor a form with its split (and side)."
+            if side is not None and (side not in ("left", "right") or not sided):
+                return f"has in {name} the form {text!r} of the side {side!r}; only a paired structure has forms of its left or right."
+            if "{" in text:
+                marks = set(_MARK.findall(text))
+                if ("{S}" in marks and not sided) or (marks - {"{S}"} and not numbered) or marks - _MARKS:
+                    return f"has in {name} the form {text!r}; {{S}} needs 'sides', {{n}}, {{nth}}, {{ordinal}} and {{roman}} need 'each'."
+            if (text, side) in seen:
+                return f"has the form {text!r} twice."
+            seen.add((text, side))
+    return None
 
 
 def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
@@ -350,6 +437,7 @@ def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
             "part_of": raw.get("part_of"),
             "regions": tuple(raw.get("regions", ())),
             "modalities": tuple(raw.get("modalities", ())),
+            "cues": tuple((contrast, tuple(told)) for contrast, told in raw.get("cues", {}).items()),
         }
         if not sided:
             singular_form = [Surface(raw["singular"], "synonym")] if "singular" in raw else []

@@ -13,10 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seerseg.errors import DatasetError, ModelError
-from seerseg.vocabulary import DEFAULT_FILE, LabelDescription, Vocabulary, fold, singular, words
+from seerseg.vocabulary import CONTRASTS, DEFAULT_FILE, LabelDescription, Vocabulary, fold, singular, words
 from seerseg_data import nano_vocabulary
 
 VOCABULARY = Vocabulary.load()
+REPOSITORY = Path(__file__).parents[1]
+LABEL_LISTS = REPOSITORY / "seerseg_data" / "label_lists.json"
+SHARED = REPOSITORY.parent / "shared" / "data"
 
 # Label identifiers as datasets publish them -> the canonical name that they mean.
 LABELS = {
@@ -168,6 +171,69 @@ def test_an_abbreviation_keeps_all_it_can_mean() -> None:
     assert {"portal vein", "pulmonary vein"} <= {c.entry.base for c in VOCABULARY.lookup("PV")}
 
 
+def test_all_that_a_text_can_mean_is_one_call() -> None:
+    def meant(text: str) -> list[str]:
+        return [entry.name for entry in VOCABULARY.meanings(text)]
+
+    assert meant("LV") == ["heart left ventricle", "left lateral ventricle"]
+    assert set(meant("SMA")) == {"superior mesenteric artery", "supplementary motor areas"}
+    assert meant("kidney") == ["kidneys"], "a side left open is no second meaning"
+    assert meant("left kidney") == ["left kidney"]
+    assert meant("organ that makes urine") == ["kidneys"]
+    assert meant("Organ that makes bile!") == ["liver"]
+    assert meant("organ between the spleen and the vertebral column") == ["left kidney"]
+    assert meant("teddy bear") == []
+
+
+def test_what_is_said_of_one_side_is_a_form_of_that_side_alone() -> None:
+    relation = "organ between the spleen and the vertebral column"
+    assert relation in VOCABULARY["left kidney"].texts(kinds=["relation"])
+    assert relation not in VOCABULARY["right kidney"].texts() + VOCABULARY["kidneys"].texts()
+
+
+def test_entries_tell_what_structures_look_like() -> None:
+    assert VOCABULARY["left lung"].appearance("CT") == ("air-dark with bright vessels",)
+    assert VOCABULARY["peritumoural oedema"].appearance("FLAIR") == ("bright area around the tumour",)
+    assert VOCABULARY["liver"].appearance("ultrasound") == ()
+    for entry in VOCABULARY:
+        assert all(contrast in CONTRASTS for contrast, _ in entry.cues)
+        seen_in = {"CT" if contrast.startswith("CT") else "MR" for contrast, _ in entry.cues}
+        assert seen_in <= set(entry.modalities), entry.name
+
+
+LISTS: list[dict[str, Any]] = json.loads(LABEL_LISTS.read_text(encoding="utf-8"))["lists"]
+
+
+@pytest.mark.parametrize("listed", LISTS, ids=[listed["dataset"] for listed in LISTS])
+def test_every_published_label_resolves_by_training_words_alone(listed: dict[str, Any]) -> None:
+    train = VOCABULARY.only(["train"])
+    assert all(listed[key] for key in ("labels", "source", "read", "modalities"))
+    for label, told in listed["labels"].items():
+        entry = train.resolve(label)
+        assert set(listed["modalities"]) <= set(VOCABULARY[told["means"]].modalities), label
+        assert bool(told.get("in_context")) is (entry is None or entry.name != told["means"]), label
+
+
+def test_the_lists_cover_the_datasets_that_seerseg_converts() -> None:
+    counts = {listed["dataset"]: len(listed["labels"]) for listed in LISTS}
+    assert counts["TotalSegmentator CT"] == 117
+    assert counts["TotalSegmentator MR"] == 50
+    assert counts["AAL-116"] == 116
+    assert sum(name.startswith("MSD Task") for name in counts) == 10
+    wanted = "BraTS 2021,BraTS 2023 GLI,BraTS 2024 GLI,BrainMetShare,ISLES 2022,MSSEG 2016,HVSMR-2.0,PENGWIN CT,KiTS23,AbdomenCT-1K,FLARE22"
+    assert {*wanted.split(","), "AMOS22", "CT-ORG", "SPIDER", "TPTBox vertebra parts"} <= set(counts)
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the real scans of development are not on this machine")
+def test_every_label_of_the_real_scans_resolves() -> None:
+    labels = set(json.loads((SHARED / "mr_hippocampus" / "dataset.json").read_text())["labels"]) - {"background"}
+    labels |= set(json.loads((SHARED / "ct_torso" / "label_v2_fast.json").read_text()).values())
+    for name in ("ct_torso", "mr_glioma"):
+        labels |= {told["name"] for told in json.loads((SHARED / name / "labels.json").read_text())["labels"].values()}
+    train = VOCABULARY.only(["train"])
+    assert [label for label in sorted(labels) if train.resolve(label) is None] == []
+
+
 def test_a_side_is_kept_wherever_it_stands_and_never_contradicted() -> None:
     for text in ("left kidney", "kidney, left", "LEFT renal", "kidney_L", "Lt. kidney", "left-sided kidney"):
         assert {c.entry.name for c in VOCABULARY.lookup(text)} == {"left kidney"}, text
@@ -196,12 +262,35 @@ def test_texts_are_chosen_by_kind_and_language_split(tmp_path: Path) -> None:
     ("entry", "sentence"),
     [
         ({"nome": "liver"}, "has no name"),
+        ({"name": "  "}, "has no name"),
+        ("liver", "has no name"),
         ({"name": "liver", "synonym": []}, "unknown field 'synonym'.*Did you mean synonyms"),
         ({"name": "liver", "lay": [{"form": "x", "split": "dev"}]}, "neither a text nor a form"),
+        ({"name": "liver", "lay": [{"form": "x", "weight": 2}]}, "neither a text nor a form"),
+        ({"name": "liver", "lay": ["  "]}, "neither a text nor a form"),
+        ({"name": "liver", "lay": "bile maker"}, "lay = bile maker; they are a list"),
+        ({"name": "liver", "lay": [{"form": "x", "side": "left"}]}, "only a paired structure has forms of its left or right"),
+        ({"name": "lung", "sides": True, "lay": [{"form": "x", "side": "up"}]}, "of the side 'up'"),
+        ({"name": "liver", "lay": ["x"], "synonyms": ["x"]}, "has the form 'x' twice"),
+        ({"name": "liver", "abbreviations": ["{S}L"]}, "needs 'sides'"),
+        ({"name": "liver", "synonyms": ["segment {n}"]}, "need 'each'"),
+        ({"name": "rib {n}", "each": [1, 2], "synonyms": ["rib {number}"]}, "need 'each'"),
         ({"name": "liver", "part_of": "torso"}, "part_of 'torso', which is no structure"),
+        ({"name": "liver", "sides": "yes"}, "sides = 'yes'"),
+        ({"name": "liver", "lies": "up"}, "lies on 'up'"),
+        ({"name": "lung", "sides": True, "lies": "left"}, "a paired one has no 'lies'"),
+        ({"name": "liver", "plural": "livers"}, "only a paired structure has one"),
+        ({"name": "lung", "sides": True, "singular": "lung"}, "only an unpaired structure has one"),
+        ({"name": "rib {n}", "each": [1, 13]}, "from 1 to 12"),
+        ({"name": "liver", "regions": ["belly"]}, "'belly' among its regions"),
+        ({"name": "liver", "regions": "abdomen"}, "they are a list of head"),
+        ({"name": "liver", "modalities": ["US"]}, "'US' among its modalities"),
+        ({"name": "liver", "cues": ["grey"]}, "lists of words by contrast"),
+        ({"name": "liver", "cues": {"X-ray": ["grey"]}}, "cues for 'X-ray'"),
+        ({"name": "liver", "cues": {"CT": "grey"}}, "they are a list of texts"),
     ],
 )
-def test_a_file_that_breaks_the_schema_is_refused(tmp_path: Path, entry: dict[str, Any], sentence: str) -> None:
+def test_a_file_that_breaks_the_schema_is_refused(tmp_path: Path, entry: Any, sentence: str) -> None:
     file = tmp_path / "vocabulary.json"
     file.write_text(json.dumps({"schema": 1, "entries": [entry]}))
     with pytest.raises(ModelError, match=sentence):

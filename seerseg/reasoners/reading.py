@@ -154,11 +154,13 @@ class Words:
                 counts.setdefault(root, set()).update(e.base for e, _ in forms)
         for entry in vocabulary:
             for surface in entry.surfaces:
-                if surface.kind not in ("abbreviation", "description"):
+                if surface.kind not in ("abbreviation", "description", "relation"):
                     spelt.update(w for w in words(surface.text) if len(w) > 2)
         self.weight = {root: 1 / (1 + math.log(len(bases))) for root, bases in counts.items()}
         self._index_descriptions()
-        described = {w for e in vocabulary for s in e.surfaces if s.kind == "description" for w in words(s.text) if len(w) > 3}
+        described = {
+            w for e in vocabulary for s in e.surfaces if s.kind in ("description", "relation") for w in words(s.text) if len(w) > 3
+        }
         ordinary = vocabulary.ordinary | _STOP | _NEGATORS | _ANCHORS | _VERBS
         self.known = frozenset(spelt | described | ordinary | set(vocabulary.side_words) | {r for bag in self.senses for r in bag})
         self.content = sorted({w for w in spelt | described if w not in _STOP})
@@ -167,7 +169,7 @@ class Words:
         found: dict[str, dict[str, Entry]] = {}
         for entry in self.vocabulary:
             for surface in entry.surfaces:
-                if surface.kind in ("description", "lay"):
+                if surface.kind in ("description", "relation", "lay"):
                     found.setdefault(surface.text, {})[entry.name] = entry
         for text, entries in found.items():
             stems = frozenset(stem(self.vocabulary.root(w)) for w in words(text) if w not in _STOP)
