@@ -28,6 +28,7 @@ MOST_BOXES_READ: Final = 64
 """Of one reply; every box is propagated by itself, so an endless list is a fault."""
 NOTHING: Final = object()
 """What `parse_json` gives for text that is no JSON; None is JSON."""
+_DIGITS: Final = 6  # of voxel coordinates: equal answers are equal prompts, whatever the arithmetic leaves behind
 _STARTS = re.compile(r"[\[{]")
 
 
@@ -87,7 +88,8 @@ def box_of(said: Sequence[float], views: CaseViews, axis: int, index: int) -> Bo
     limit = 10.0 * UNITS  # farther out is the same, and stays a number that can be calculated with
     row0, row1, col0, col1 = (min(max(v, -limit), limit) / UNITS * views.spec.size_px for v in (*y, *x))
     lo, hi = where.box_to_voxel(row0, col0, row1, col1)
-    (v0, v1), (h0, h1) = ((max(a, 0.0), min(b, float(n))) for a, b, n in zip(lo, hi, where.voxels, strict=True))
+    clipped = ((max(a, 0.0), min(b, float(n))) for a, b, n in zip(lo, hi, where.voxels, strict=True))
+    (v0, v1), (h0, h1) = ((round(a, _DIGITS), round(b, _DIGITS)) for a, b in clipped)
     return Box2D(axis, index, (v0, h0), (v1, h1)) if v0 < v1 and h0 < h1 else None
 
 
@@ -118,7 +120,7 @@ def point_of(said: Sequence[float], views: CaseViews, axis: int, index: int, *, 
         reach = unit / scale
         if not -0.5 - reach <= zyx[i] <= n - 0.5 + reach:
             return None
-        zyx[i] = min(max(zyx[i], -0.5), math.nextafter(n - 0.5, 0.0))
+        zyx[i] = round(min(max(zyx[i], -0.5), n - 0.5 - 10**-_DIGITS), _DIGITS)
     return Point((zyx[0], zyx[1], zyx[2]), positive)
 
 
