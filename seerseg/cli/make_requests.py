@@ -21,7 +21,9 @@ _SHOWN = 5
 @several("--styles", metavar="STYLE ...", help="Styles of a paraphrase set, in order. Default: the plan, else all of them.")
 @option("--absent_per_case", type=click.IntRange(0, 100), metavar="N", help="Requests for what is not in the scan. Default: 4.")
 @option("--unions", is_flag=True, help="Also ask for wholes of several labels: both lungs, the whole hippocampus.")
-@several("-f", "--folds", type=click.IntRange(0), metavar="FOLD ...", help="Folds whose validation cases get validation language. Default: 0.")
+@several(
+    "-f", "--folds", type=click.IntRange(0), metavar="FOLD ...", help="Folds whose validation cases get validation language. Default: 0."
+)
 @option("--language", type=click.Choice(["train", "val", "test"]), help="One language for all cases, instead of that of their split.")
 @option("--seed", type=int, default=0, help="Equal seeds give equal requests.")
 @option("--writer", metavar="MODEL", help="Have a language model rewrite them: a folder, a .gguf file, or the URL of an endpoint.")
@@ -29,7 +31,9 @@ _SHOWN = 5
 @option("--writer_key_variable", default="SEERSEG_WRITER_KEY", metavar="NAME", help="Environment variable that holds the endpoint's key.")
 @option("--writer_share", type=click.FloatRange(0, 1), default=0.5, help="Share of the requests that are offered to the writer.")
 @option("-p", "--plans_name", default="plans", metavar="NAME", help="Name of the plans file, without .json.")
-@option("-np", "--num_processes", "processes", type=click.IntRange(1), metavar="N", help="Processes that read label maps. Default: all CPUs.")
+@option(
+    "-np", "--num_processes", "processes", type=click.IntRange(1), metavar="N", help="Processes that read label maps. Default: all CPUs."
+)
 @option("--overwrite", is_flag=True, help="Replace a requests.jsonl that was written or edited by hand; it is kept as .bak.")
 @folder_options("raw", "preprocessed")
 @json_option

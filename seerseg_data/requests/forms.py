@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections import OrderedDict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from seerseg.dataset import LabelDescription
@@ -21,7 +21,8 @@ from seerseg_data.requests.styles import Context
 _DESCRIBING = frozenset({"description", "lay", "relation"})
 _PEOPLE = frozenset({"body", "brain", "heart", "chest", "patient", "head", "belly", "skull", "eye", "abdomen", "neck", "back"})
 _BARE = re.compile(
-    r"(where|what|everything|whatever|all|both|left and right|bilateral)\b.*|((?!following|preceding)\S+ ){0,2}[A-Za-z]{0,2}\d+", re.IGNORECASE
+    r"(where|what|everything|whatever|all|both|left and right|bilateral)\b.*|((?!following|preceding)\S+ ){0,2}[A-Za-z]{0,2}\d+",
+    re.IGNORECASE,
 )
 _MANY = frozenset({"rib"})  # one side of these is many
 COMPLETE = {

@@ -50,7 +50,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.per_target < 1 or self.absent_per_case < 0:
-            raise UsageError(f"per_target must be at least 1 and absent_per_case at least 0, not {self.per_target} and {self.absent_per_case}.")
+            raise UsageError(
+                f"per_target must be at least 1 and absent_per_case at least 0, not {self.per_target} and {self.absent_per_case}."
+            )
         for style in self.styles:
             if style not in STYLES:
                 raise UsageError(f"There is no style {style!r}.{did_you_mean(style, STYLES)} The styles are {', '.join(STYLES)}.")
@@ -74,11 +76,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Made:
-    """A request and all that its wording was made from. name: canonical name of what is asked for, also of what is absent."""
+    """A request and all that its wording was made from. name: canonical name of what is asked for, also of what is absent; writer:
+    the language model that rewrote it, "" when none did."""
 
     request: Request
     wording: Wording
     name: str
+    writer: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """One line of requests.jsonl; beside the request's own keys those that prove where its language came from."""
@@ -88,18 +92,21 @@ class Made:
             line["template"] = self.wording.template
         if self.wording.slips:
             line["slips"] = list(self.wording.slips)
+        if self.writer:
+            line["writer"] = self.writer
         return line
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was made. faults: case -> the sentence why it has no requests; notes: sentences; dropped: style -> wordings that the style
-    could not give for a target, so that another took its place."""
+    """What was made. faults: case -> the sentence why it has no requests; notes: sentences; replaced: style -> wordings that the style
+    could not give for a target, so that another took its place; vocabulary: all splits of it, with the dataset's own names."""
 
     made: tuple[Made, ...]
     settings: Settings
     seed: int
     context: Context
+    vocabulary: Vocabulary
     faults: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     replaced: Mapping[str, int] = field(default_factory=dict)
@@ -122,7 +129,9 @@ def make_requests(
 ) -> list[Request]:
     """Requests for every labelled case that the splits give a place. DatasetError for the first case whose label map cannot be used;
     `make` gives the rest beside the faults."""
-    report = make(dataset, splits=splits, settings=settings or Settings.from_plans(plans), seed=seed, vocabulary=vocabulary, workers=workers)
+    report = make(
+        dataset, splits=splits, settings=settings or Settings.from_plans(plans), seed=seed, vocabulary=vocabulary, workers=workers
+    )
     if report.faults:
         raise DatasetError(next(iter(report.faults.values())))
     return report.requests
@@ -162,7 +171,7 @@ def make(
     made = [one for f in labelled if f.id in found for split in languages[f.id] for one in maker.case(f.id, found[f.id], split)]
     left_out = sorted(set(dataset.cases) - splits.cases)
     notes = [f"The splits give no place to {len(left_out)} cases, which get no requests: {', '.join(left_out[:5])}."] if left_out else []
-    return Report(tuple(made), settings, seed, context, faults, tuple(notes), dict(maker.replaced))
+    return Report(tuple(made), settings, seed, context, known, faults, tuple(notes), dict(maker.replaced))
 
 
 @dataclass(frozen=True)

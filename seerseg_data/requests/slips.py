@@ -283,7 +283,14 @@ SHORT: dict[str, dict[str, Slip]] = {"train": {"cut": _cut}, "val": {"cut_dotted
 
 
 def slip_words(
-    text: str, split: str, rng: random.Random, guard: Guard, *, count: int, table: dict[str, dict[str, Slip]], only: Iterable[str] | None = None
+    text: str,
+    split: str,
+    rng: random.Random,
+    guard: Guard,
+    *,
+    count: int,
+    table: dict[str, dict[str, Slip]],
+    only: Iterable[str] | None = None,
 ) -> tuple[str, tuple[str, ...]]:
     """Up to `count` words of the text slipped, and what was done. only: folded words that may be touched; None: any of four letters
     or more. Words with digits or inner capitals (abbreviations) are left alone."""

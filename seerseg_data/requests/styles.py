@@ -56,9 +56,7 @@ STYLES: dict[str, Style] = {
             True,
             True,
         ),
-        Style(
-            "absent", "OUT_OF_REGION_REJECT", (*_PLAIN, "terse"), "a structure that this scan could show and does not", False, True
-        ),
+        Style("absent", "OUT_OF_REGION_REJECT", (*_PLAIN, "terse"), "a structure that this scan could show and does not", False, True),
     )
 }
 PARAPHRASE_STYLES: tuple[str, ...] = tuple(name for name, style in STYLES.items() if not style.absent)

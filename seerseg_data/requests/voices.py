@@ -7,30 +7,41 @@ from __future__ import annotations
 
 VERBOSE = {
     "train": """
-Good morning, thank you for helping us with this patient. We discussed the case at length, and to settle the question of growth we would be grateful if you could outline {t} on the attached {m}.
-As you know the patient, aged {age}, has been followed for some years now. Nothing else has changed, but we would like to have {t} segmented so that the volume can be compared with the last visit.
+Good morning, thank you for helping us with this patient. We discussed the case at length, and to settle the question of growth we \
+would be grateful if you could outline {t} on the attached {m}.
+As you know the patient, aged {age}, has been followed for some years now. Nothing else has changed, but we would like to have {t} \
+segmented so that the volume can be compared with the last visit.
 Sorry for the late request on a {day}. The meeting was moved forward, and {dr} would like to see {t} outlined on the {m} before we start.
-Hello, this is about the {m} that came in today. After some discussion with the family we decided on an operation, and for the planning it would help a lot if {t} could be contoured.
-Dear colleague, the images are of good quality and were read yesterday. What is still missing for our records is a contour of {t}, which I ask you to provide.
+Hello, this is about the {m} that came in today. After some discussion with the family we decided on an operation, and for the planning \
+it would help a lot if {t} could be contoured.
+Dear colleague, the images are of good quality and were read yesterday. What is still missing for our records is a contour of {t}, \
+which I ask you to provide.
 We are putting together a small teaching series. Among the many things one could show on this {m}, please mark {t} for the students.
 I know that the list is long today, so take your time. When you come to this study, please segment {t}; the volume goes into the letter.
-The patient is {age} and asked us to explain the findings with pictures. To do so I would like to show {t}, so please outline it on every slice.
-Thank you for the quick report. One more thing, if I may: the planning system needs a structure, and that structure is {t}. Could you contour it for us?
+The patient is {age} and asked us to explain the findings with pictures. To do so I would like to show {t}, so please outline it on \
+every slice.
+Thank you for the quick report. One more thing, if I may: the planning system needs a structure, and that structure is {t}. Could you \
+contour it for us?
 For the study that {dr} runs we need one measurement per visit. At this visit it is the volume of {t}, so please segment {t} on the {m}.
-This is the second scan of this patient, the first one was done elsewhere. Since we want to compare the two, please outline {t} with care, down to the last slice.
+This is the second scan of this patient, the first one was done elsewhere. Since we want to compare the two, please outline {t} with \
+care, down to the last slice.
 I have looked at the study on my screen but cannot draw well with my mouse. Would you be so kind as to contour {t} for me?
 Before we start treatment we would like a baseline. Please take the {m} from {day} and outline {t}, then send the mask to the usual place.
-The registrar on call tells me that you can make masks automatically. If that is so, please make one of {t}; we would use it for the volume only.
+The registrar on call tells me that you can make masks automatically. If that is so, please make one of {t}; we would use it for the \
+volume only.
 Our physicist has asked for contours for the plan. Most of them are done, but {t} is still missing, so please add it.
-Hi there, hope you had a good weekend. We have a patient of {age} years for the board on {day}, and everybody will ask about {t}, so please segment it.
+Hi there, hope you had a good weekend. We have a patient of {age} years for the board on {day}, and everybody will ask about {t}, so \
+please segment it.
 It has been a while since we last measured anything here. To bring the chart up to date, please segment {t} and note the volume.
-To whom it may concern: in the course of the current work-up it became clear that we need {t} outlined. Please do so on the {m} that we sent.
+To whom it may concern: in the course of the current work-up it became clear that we need {t} outlined. Please do so on the {m} that we \
+sent.
 I was told to write a few lines so that nobody has to guess. The structure we need is {t}; everything else can be left as it is.
 There were some questions from the family about size and position. So that we can answer them, please outline {t} on this {m}.
 As agreed on the phone with {dr}, we send you the study once more. Please concentrate on {t} and give us a mask of it.
 Given the long history of this patient and the many examinations already done, we only ask for one thing today: a contour of {t}.
 The surgeon would like to turn the model on the screen during the operation. For that purpose, please segment {t} in three dimensions.
-Please find attached the {m} of our patient, {age} years old, who is doing well. We would like to follow {t} over time and ask you for a first contour.
+Please find attached the {m} of our patient, {age} years old, who is doing well. We would like to follow {t} over time and ask you for \
+a first contour.
 I am writing on behalf of {dr}, who is travelling. The request is simple: outline {t}, please, and let us know when it is done.
 We had some trouble with the old software, so the earlier contours were lost. Could you please segment {t} again on the same {m}?
 For quality control we repeat a few measurements each month. This month it is the turn of {t}, which I ask you to outline on this study.
@@ -40,7 +51,8 @@ Many thanks for taking this on at such short notice. What matters to us is {t}; 
 After the last change of therapy we want to know whether anything has grown. The best way seems to measure {t}, so please outline it.
 The images were acquired with our new protocol, so they may look a little different. Still, please contour {t} as you usually do.
 If it is not too much trouble, could you help me with the volumetry for my thesis? For this case I need {t}.
-This is for the planning of a procedure that is scheduled next week. Among the structures on the list, {t} is the one we still need, so please contour it.
+This is for the planning of a procedure that is scheduled next week. Among the structures on the list, {t} is the one we still need, so \
+please contour it.
 We thought about doing this by hand, but it takes the better part of an hour. Please make a mask of {t} and we will check it.
 In the interest of time I will be brief: the {m} is in the archive, the patient is {age}, and we would like {t} segmented.
 The referring doctor is worried and would like some numbers. Please start with {t}: outline it and tell us how large it is.
@@ -49,7 +61,8 @@ Our board meets at {num} and the slides are almost ready. All that is missing is
 Thank you for your patience with all our requests this week. Today we would kindly ask you to segment {t} on the {m}.
 """,
     "val": """
-Following the visit of this {age}-year-old patient, and after going through the chart once more, we feel that a contour of {t} would help; please make one.
+Following the visit of this {age}-year-old patient, and after going through the chart once more, we feel that a contour of {t} would \
+help; please make one.
 May I trouble you once more about the study from {day}? The one thing the team still asks for is {t}, marked on all slices.
 This may be the last request before the holidays. We would be happy to have {t} outlined, since the volume belongs in the summary.
 You will remember the patient from the meeting. In order to write the letter properly I would need a mask of {t} on the {m}.
@@ -61,23 +74,34 @@ I have tried twice with the old tool and gave up; perhaps you can outline {t} fo
 It would complete the record of this patient if {t} were contoured on the scan from {day}.
 """,
     "test": """
-Having reviewed everything that was sent with the patient, including letters from elsewhere, I come to the conclusion that what we lack is a proper delineation of {t}, for which I would be most obliged.
-Apologies for the long message. In short, theatre is booked for {day}, the navigation system wants a surface, and so I need you to trace {t}.
+Having reviewed everything that was sent with the patient, including letters from elsewhere, I come to the conclusion that what we lack \
+is a proper delineation of {t}, for which I would be most obliged.
+Apologies for the long message. In short, theatre is booked for {day}, the navigation system wants a surface, and so I need you to \
+trace {t}.
 Could I ask a favour? My consultant, {dr}, is presenting this {m} abroad, and a delineation of {t} would make the story much clearer.
-The history is complicated and I will spare you the details; suffice it to say that the extent of {t} decides what we do next, so kindly delineate it.
-Since the patient moved here only recently, there is nothing to compare with. We would therefore like to establish a reference by having {t} traced now.
-We appreciate all the effort your group puts in. For this particular {age}-year-old person, could you please extract {t} and leave everything else aside?
-Writing to you from the outpatient department, where the waiting room is full as ever. When time permits, a tracing of {t} would be wonderful.
-In preparation for the interdisciplinary conference, and to avoid the usual debate about millimetres, please determine the exact extent of {t}.
+The history is complicated and I will spare you the details; suffice it to say that the extent of {t} decides what we do next, so \
+kindly delineate it.
+Since the patient moved here only recently, there is nothing to compare with. We would therefore like to establish a reference by \
+having {t} traced now.
+We appreciate all the effort your group puts in. For this particular {age}-year-old person, could you please extract {t} and leave \
+everything else aside?
+Writing to you from the outpatient department, where the waiting room is full as ever. When time permits, a tracing of {t} would be \
+wonderful.
+In preparation for the interdisciplinary conference, and to avoid the usual debate about millimetres, please determine the exact extent \
+of {t}.
 Our engineers are printing a model for the surgical rehearsal. They can only print what has been delineated, and what they lack is {t}.
 It was a pleasure to meet you at the course. As promised here is a study from our archive; would you extract {t} with your system?
 There is some disagreement among us as to how big it really is, so we turn to you: please trace {t} from the first to the last slice.
 Let me summarise: stable patient, good-quality {m}, no urgency at all. Wanted is the delineation of {t}, for the long-term record.
 Although the report is final, the trial office has come back to us because worksheet {num} is empty. They need {t} traced.
-I gather from {dr} that you have new software for this. It would be interesting to see how it copes with {t}; please try it on the enclosed {m}.
-On reviewing the acquisition this morning it struck me that we never quantified {t}. Would you kindly extract it, so that a number can go into the discharge summary?
-The physiotherapists, the surgeons and the patient all keep asking the same question, and to answer it properly someone has to delineate {t}.
-Being new in this department I am unsure whom to ask, so forgive me if this is the wrong address: I am looking for somebody who can trace {t} on a {m}.
+I gather from {dr} that you have new software for this. It would be interesting to see how it copes with {t}; please try it on the \
+enclosed {m}.
+On reviewing the acquisition this morning it struck me that we never quantified {t}. Would you kindly extract it, so that a number can \
+go into the discharge summary?
+The physiotherapists, the surgeons and the patient all keep asking the same question, and to answer it properly someone has to \
+delineate {t}.
+Being new in this department I am unsure whom to ask, so forgive me if this is the wrong address: I am looking for somebody who can \
+trace {t} on a {m}.
 As part of an audit, {num} studies were drawn at random and this is one of them. The auditors wish to see {t} delineated.
 Taking all of this into account, and in agreement with the patient, we have opted for watchful waiting; as a yardstick please extract {t}.
 One last item before I sign off for the day: {t}, traced as neatly as you can manage on the {m} from {day}.

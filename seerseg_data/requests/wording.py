@@ -48,9 +48,7 @@ _LAST = {"C": 7, "T": 12, "L": 5}
 _OPPOSED = (("anterior", "posterior"), ("upper", "lower"), ("superior", "inferior"))
 
 
-def write_request(
-    target: str, *, style: str, split: Split, rng: random.Random, vocabulary: Vocabulary, context: Context
-) -> Wording | None:
+def write_request(target: str, *, style: str, split: Split, rng: random.Random, vocabulary: Vocabulary, context: Context) -> Wording | None:
     """One request in a style for a canonical name, in the language of one split; None where the style cannot apply to it (no
     abbreviation is known, nothing is described) or a form fits several structures of the context.
 
@@ -293,9 +291,7 @@ class _Writer:
             return Form(text, plain.surface, plain.kind, pattern)
         sibling = self._sibling()
         if sibling is not None and self.rng.random() < 0.6:
-            text, pattern = self._pattern(
-                "not_sibling", phrases.NOT_SIBLING, "left", whole=sibling[0], other=self._short_other(sibling[1])
-            )
+            text, pattern = self._pattern("not_sibling", phrases.NOT_SIBLING, "left", whole=sibling[0], other=self._short_other(sibling[1]))
             return Form(text, self.target, "name", pattern)
         form = self._form(_NAMED)
         if form is None:
@@ -360,6 +356,9 @@ _SENTENCES = frozenset({"clinical", "formal", "order", "verbose", "report", "imp
 
 
 def _kin(one: Entry, other: Entry) -> bool:
-    return other.part_of in (one.name, *one.members) or one.part_of in (other.name, *other.members) or other.name in one.members or (
-        one.name in other.members
+    return (
+        other.part_of in (one.name, *one.members)
+        or one.part_of in (other.name, *other.members)
+        or other.name in one.members
+        or (one.name in other.members)
     )
