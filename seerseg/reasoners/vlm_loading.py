@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,8 @@ from seerseg.errors import MissingExtraError, ModelError, WeightsError
 from seerseg.paths import read_json
 from seerseg.reasoners.torchvision_state import BROKEN_ADVICE, torchvision_state
 
+BASE_FILE = "seerseg_base.json"
+"""Beside a trained adapter: name and identity of the base it was trained on."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _BLOCK, _BLOCKS = 65536, 64
@@ -117,6 +119,7 @@ def load(source: Source, *, device: str, dtype: str | None, merge: bool = True) 
     WeightsError for missing or damaged weights, ModelError for what is no image-text model."""
     if torchvision_state() == "broken":
         raise ModelError(BROKEN_ADVICE)
+    _check_base(source)
     with quiet():
         model = _model(source.folder, device, dtype)
         if source.adapter is not None:
@@ -125,6 +128,19 @@ def load(source: Source, *, device: str, dtype: str | None, merge: bool = True) 
         processor = load_processor(source.adapter if own and source.adapter is not None else source.folder, source.folder)
     model.requires_grad_(False)
     return Loaded(model.eval().to(device), processor, processor.tokenizer, source, identity(source), _licence(source.folder))
+
+
+def _check_base(source: Source) -> None:
+    """ModelError when an adapter says that it was trained on other weights than it is put on."""
+    path = source.adapter / BASE_FILE if source.adapter is not None else None
+    if path is None or not path.is_file():
+        return
+    said = read_json(path, ModelError, 1)
+    if said.get("identity") != weights_identity(source.folder):
+        raise ModelError(
+            f"The adapter in {source.adapter} was trained on the base model {said.get('name')!r}, but {source.folder} holds other weights. "
+            f"Put the right base into {source.adapter}/base, or give its folder."
+        )
 
 
 def default_dtype(device: str) -> str:
@@ -274,13 +290,19 @@ def _licence(folder: Path) -> str:
 
 def identity(source: Source) -> str:
     """Digest of names, sizes, heads and evenly spaced blocks of every file that shapes a reply (whole small files)."""
+    folders = [folder for folder in (source.folder, source.adapter) if folder is not None]
+    return _digest(folders, (".json", ".safetensors", ".jinja", ".txt", ".model"))
+
+
+def weights_identity(folder: Path) -> str:
+    """The same of the weights alone."""
+    return _digest([folder], (".safetensors",))
+
+
+def _digest(folders: Sequence[Path], suffixes: tuple[str, ...]) -> str:
     digest = hashlib.sha256()
-    for folder in (source.folder, source.adapter):
-        if folder is None:
-            continue
-        for path in sorted(
-            p for p in folder.iterdir() if p.is_file() and p.suffix in (".json", ".safetensors", ".jinja", ".txt", ".model")
-        ):
+    for folder in folders:
+        for path in sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in suffixes):
             size = path.stat().st_size
             digest.update(json.dumps([path.name, size]).encode())
             with path.open("rb") as file:

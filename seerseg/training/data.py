@@ -25,7 +25,8 @@ from seerseg.protocols.base import ABSENT, Protocol
 from seerseg.protocols.messages import Message, text_message
 from seerseg.protocols.traces import TraceRow, read_traces
 from seerseg.reasoners.base import Reasoner
-from seerseg.reasoners.vlm import Encoded, VlmReasoner
+from seerseg.reasoners.decoding import Encoded
+from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.segmenters.base import Segmenter
 from seerseg.store import open_case, stored_cases
 from seerseg.training.settings import views_of
@@ -41,7 +42,8 @@ Value = TypeVar("Value")
 @dataclass(frozen=True, eq=False)
 class Ground:
     """What every stage stands on. folder: the dataset's preprocessed folder; targets: the names that may be answered, as prediction
-    will list them; label_values: name -> values of `dataset.json` whose union it is."""
+    will list them: labels, then unions of labels that traces name; label_values: name -> values of `dataset.json` whose union it is;
+    rows: of the trace file `traces`, None where there is none (GRPO can do without)."""
 
     dataset: RawDataset
     folder: Path
@@ -53,6 +55,8 @@ class Ground:
     channel: int
     targets: Targets
     label_values: dict[str, tuple[int, ...]]
+    traces: Path
+    rows: tuple[TraceRow, ...] | None
 
     def values_of(self, labels: Iterable[str]) -> tuple[int, ...]:
         """The label values of a union of labels."""
@@ -130,8 +134,9 @@ class Cases:
         return np.isin(found[0], self.ground.values_of(labels))
 
 
-def open_ground(raw: Path, preprocessed: Path, fold: int, plans: Plans, protocol: Protocol) -> Ground:
-    """Everything but the samples. UsageError for a fold that does not exist, DatasetError for a dataset without requests."""
+def open_ground(raw: Path, preprocessed: Path, fold: int, plans: Plans, protocol: Protocol, traces: Path | None = None) -> Ground:
+    """Everything but the samples. UsageError for a fold that does not exist, DatasetError for a dataset without requests or for traces
+    of another dataset."""
     dataset = open_dataset(raw)
     if not dataset.requests:
         raise DatasetError(
@@ -142,6 +147,11 @@ def open_ground(raw: Path, preprocessed: Path, fold: int, plans: Plans, protocol
     if not 0 <= fold < len(splits.folds):
         raise UsageError(f"There is no fold {fold}: {preprocessed / 'splits.json'} has folds 0 to {len(splits.folds) - 1}.")
     values = {dataset.canonical(label): tuple(v) for label, v in dataset.labels.items()}
+    path = traces or preprocessed / TRACES_FILE
+    rows = _rows(path, dataset) if path.is_file() else None
+    for row in rows or ():
+        if row.target is not None and row.trace.answer != ABSENT and row.trace.answer not in values:
+            values[row.trace.answer] = tuple(sorted({v for label in row.target for v in dataset.labels[label]}))
     return Ground(
         dataset=dataset,
         folder=preprocessed,
@@ -153,21 +163,33 @@ def open_ground(raw: Path, preprocessed: Path, fold: int, plans: Plans, protocol
         channel=int(plans.value("views.channel")),
         targets=Targets(tuple(values), closed=True),
         label_values=values,
+        traces=path,
+        rows=rows,
     )
 
 
-def read_samples(ground: Ground, traces: Path | None = None) -> Samples:
+def _rows(path: Path, dataset: RawDataset) -> tuple[TraceRow, ...]:
+    header, rows = read_traces(path)
+    if header.get("dataset") not in (None, dataset.name):
+        raise DatasetError(f"{path} holds traces of {header['dataset']}, not of {dataset.name}. Give the right file with --traces.")
+    for row in rows:
+        unknown = [label for label in row.target or () if label not in dataset.labels]
+        if unknown:
+            raise DatasetError(
+                f"{path}: the trace {row.id!r} is of the label {unknown[0]!r}, which {dataset.name} does not have. Make the traces again."
+            )
+    return tuple(rows)
+
+
+def read_samples(ground: Ground) -> Samples:
     """The samples of a fold: training cases in training language, validation cases in validation language.
 
-    Where no request of the validation cases is of the validation language, their training language is taken. DatasetError when the
-    traces are missing, are of another dataset, or leave nothing to train on.
+    Where no request of the validation cases is of the validation language, their training language is taken. DatasetError when there
+    are no traces, NothingToDoError when they leave nothing to train on.
     """
-    path = traces or ground.folder / TRACES_FILE
-    if not path.is_file():
+    path, rows = ground.traces, ground.rows
+    if rows is None:
         raise DatasetError(f"There are no traces at {path}. Make them with seerseg_make_traces -d {ground.dataset.name}.")
-    header, rows = read_traces(path)
-    if header.get("dataset") not in (None, ground.dataset.name):
-        raise DatasetError(f"{path} holds traces of {header['dataset']}, not of {ground.dataset.name}. Give the right file with --traces.")
     stored = set(stored_cases(ground.folder))
     of_train = [r for r in rows if r.case in ground.fold.train and r.language_split in (TRAIN, "")]
     of_val = [r for r in rows if r.case in ground.fold.val]

@@ -1,0 +1,393 @@
+"""seerseg_train: teach a reasoner, on traces (sft) or by reward (grpo)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seerseg.cli.options import command, device_option, folder_options, json_option, option, print_json
+
+if TYPE_CHECKING:
+    from seerseg.reasoners.vlm_loading import Source
+    from seerseg.training.callbacks import Outside
+    from seerseg.training.data import Ground
+    from seerseg.training.memory import Estimate
+    from seerseg.training.runs import Checkpoint, RunFolder
+    from seerseg.training.settings import TrainSettings
+
+_EDITS = {  # option -> plan value; {stage} is filled in
+    "epochs": "{stage}.epochs",
+    "batch": "sft.batch",
+    "lora_rank": "lora.rank",
+    "seed": "training.seed",
+    "paraphrases": "paraphrases.count",
+    "samples": "grpo.samples",
+    "weight_of_variance": "grpo.lambda",
+}
+
+
+@command(
+    "seerseg_train",
+    epilog="Examples: seerseg_train 4 0 --stage sft --reasoner Qwen/Qwen3-VL-4B-Instruct | seerseg_train 4 0 --stage grpo -c | "
+    "several GPUs: torchrun --nproc_per_node 4 -m seerseg.cli.train 4 0 --stage sft. Exit code 75: stopped by a signal, go on with -c.",
+)
+@click.argument("dataset", metavar="DATASET")
+@click.argument("fold", metavar="FOLD")
+@option("--stage", type=click.Choice(["sft", "grpo"]), default="sft", help="sft: on traces. grpo: by reward, after sft.")
+@option("-p", "--plans", default="plans", metavar="NAME", help="Plans of the dataset.")
+@option("--protocol", default="seer", metavar="NAME", help="Dialogue grammar.")
+@option("--reasoner", metavar="NAME", help="Vision-language model: name, folder or hub id. Default: nano.")
+@option("--segmenter", default="nano", metavar="NAME", help="Frozen segmenter: name, name:source or folder.")
+@option("--traces", metavar="FILE", help="Traces. Default: traces.jsonl beside the plans.")
+@option("-c", "--c", "--continue", "resume", is_flag=True, help="Continue the run where its last checkpoint is; begin it if there is none.")
+@option("--overwrite", is_flag=True, help="Begin anew; what the stage has made so far is lost.")
+@option("--plan_only", is_flag=True, help="Say what would be done and how much memory it takes; do nothing.")
+@option("--explain", is_flag=True, help="Print the plan's values with their rules before anything else.")
+@option("--progress", is_flag=True, help="Draw progress.png of the run again, say where it stands, and do nothing else.")
+@option("--max_minutes", type=click.FloatRange(0, min_open=True), metavar="M", help="Stop in order after M minutes; -c goes on later.")
+@option("--steps", type=click.IntRange(1), metavar="N", help="Updates in all.")
+@option("--epochs", type=click.FloatRange(0, min_open=True), metavar="N", help="Passes over the training data.")
+@option("--lr", type=click.FloatRange(0), metavar="RATE", help="Peak learning rate.")
+@option("--batch", type=click.IntRange(1), metavar="N", help="Samples per update (sft).")
+@option("--micro_batch", type=click.IntRange(1), metavar="N", help="Samples at a time; changes speed and memory, not results.")
+@option("--tuning", type=click.Choice(["lora", "full"]), help="Adapters, or the whole model.")
+@option("--lora_rank", type=click.IntRange(1), metavar="R", help="Rank of the adapters.")
+@option("--paraphrases", type=click.IntRange(1), metavar="K", help="Wordings in a group (grpo).")
+@option("--samples", type=click.IntRange(1), metavar="M", help="Replies to each wording (grpo).")
+@option("--lambda", "weight_of_variance", type=click.FloatRange(0, 0.5), metavar="L", help="Weight of the variance over wordings (grpo).")
+@option("--max_new_tokens", type=click.IntRange(1), metavar="N", help="Longest reply.")
+@option("--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), help="Numbers of computation. Default: what suits the device.")
+@option("--seed", type=click.IntRange(0), metavar="N", help="Seed of everything that is drawn.")
+@click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any value of the plan; may be repeated.")
+@device_option
+@option("--offline/--online", default=True, help="Never / if needed fetch models from a hub.")
+@folder_options("raw", "preprocessed", "results")
+@json_option
+def train(**given: Any) -> None:
+    """Teach a reasoner on one fold of a dataset; the run's folder is then a model for seerseg_predict."""
+    job = _Job.of(given)
+    if given["explain"] and not given["as_json"]:
+        click.echo(job.plans.explain(_width()))
+    if given["progress"]:
+        _show_progress(job.run, as_json=given["as_json"])
+        return
+    settings, estimate, samples = job.settle(given)
+    if given["plan_only"]:
+        _show_plan(job, settings, estimate, samples, as_json=given["as_json"])
+        return
+    _train(job, settings, samples, given)
+
+
+@dataclass(eq=False)
+class _Job:
+    """What a command line means."""
+
+    plans: Any
+    ground: Ground
+    run: RunFolder
+    source: Source
+    reasoner: str
+    segmenter: str
+    device: str
+    processes: int
+    rank: int
+
+    @staticmethod
+    def of(given: dict[str, Any]) -> _Job:
+        """Find everything that is named; faults are told before anything heavy is loaded."""
+        from seerseg.errors import UsageError
+        from seerseg.paths import preprocessed_folder, raw_folder, resolve_dataset, results_folder
+        from seerseg.protocols import load_protocol
+        from seerseg.training.data import open_ground
+        from seerseg.training.runs import open_run
+        from seerseg.training.settings import plans_for
+
+        if given["resume"] and given["overwrite"]:
+            raise UsageError("-c continues a run and --overwrite begins it anew: give one of them.")
+        fold = _fold(given["fold"])
+        raw, results = raw_folder(given["raw_folder"]), results_folder(given["results_folder"])
+        name = resolve_dataset(given["dataset"], raw)
+        folder = preprocessed_folder(given["preprocessed_folder"]) / name
+        protocol = load_protocol(given["protocol"])
+        device = _device(given["device"])  # first: it decides which GPUs are seen
+        plans = plans_for(folder, given["plans"], _edits(given))
+        ground = open_ground(raw / name, folder, fold, plans, protocol, Path(given["traces"]) if given["traces"] else None)
+        reasoner = _reasoner(given["reasoner"])
+        run = open_run(
+            results,
+            name,
+            fold,
+            given["stage"],
+            plans=given["plans"],
+            protocol=protocol.name,
+            reasoner=reasoner,
+            segmenter=given["segmenter"],
+        )
+        source = _source(run, reasoner, offline=given["offline"])
+        processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+        return _Job(plans, ground, run, source, reasoner, given["segmenter"], device, processes, rank)
+
+    def settle(self, given: dict[str, Any]) -> tuple[TrainSettings, Estimate, Any]:
+        """Settings for what there is to learn and for this machine's memory."""
+        from seerseg.planning import hardware
+        from seerseg.training.data import read_samples
+        from seerseg.training.memory import estimate, fitting
+        from seerseg.training.settings import settings_from
+        from seerseg.training.tuning import shape_of
+
+        shape = shape_of(self.source)
+        stage = given["stage"]
+        samples: Any = read_samples(self.ground) if stage == "sft" else _sets(self.ground)
+        settings = settings_from(
+            self.plans,
+            stage,
+            parameters=shape.parameters,
+            units=len(samples.train) if stage == "sft" else len(samples),
+            processes=self.processes,
+            tuning=given["tuning"] or ("lora" if self.source.adapter is not None else None),
+            steps=given["steps"],
+            max_new_tokens=given["max_new_tokens"],
+            micro_batch=given["micro_batch"],
+            learning_rate=given["lr"],
+            dtype=given["dtype"] or ("float32" if self.device == "cpu" else None),
+        )
+        if not given["micro_batch"]:
+            settings = fitting(settings, shape, self.ground.spec, _memory_bytes(self.device, hardware()))
+        return settings, estimate(settings, shape, self.ground.spec), samples
+
+
+def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, Any]) -> None:
+    from seerseg.errors import InterruptedRunError
+    from seerseg.prediction import StopOnSignals
+    from seerseg.segmenters import load_segmenter
+    from seerseg.segmenters.cache import CachedSegmenter
+    from seerseg.training.tuning import export
+
+    latest = _begin(job, settings, given)
+    if job.run.finished and not given["overwrite"]:
+        click.echo(f"{job.run.folder} is done: {settings.steps} of {settings.steps} updates. The model is in {job.run.root}")
+        return
+    segmenter = CachedSegmenter(load_segmenter(job.segmenter, device=job.device, offline=given["offline"]))
+    with StopOnSignals() as stop:
+        outside = _outside(job, stop, given["max_minutes"])
+        if given["stage"] == "sft":
+            from seerseg.training.sft import train_sft
+
+            ended = train_sft(
+                job.run, job.ground, samples, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device
+            )
+        else:
+            ended = _grpo(job, settings, samples, segmenter, latest, outside)
+    if job.rank:
+        return
+    if ended.best is not None:
+        export(job.run, ended.best, job.source, job.ground, segmenter=job.segmenter, segmenter_identity=segmenter.card.identity)
+    step = f"step {ended.step} of {settings.steps}"
+    if ended.how == "signal":
+        raise InterruptedRunError(f"Stopped by {stop.received or 'a signal'} at {step}; everything is saved. Run the same command with -c.")
+    outside.say(f"{'Done' if ended.how == 'done' else 'Out of time'} at {step}. The model is in {job.run.root}")
+    outside.say(f"Predict with it: seerseg_predict -m {job.run.root} -i IMAGES -o OUTPUT --prompt TEXT")
+
+
+def _begin(job: _Job, settings: TrainSettings, given: dict[str, Any]) -> Checkpoint | None:
+    """Make the run's folder ready, once for all processes."""
+    import hashlib
+
+    from seerseg.reasoners.vlm_loading import identity
+
+    traces = job.ground.traces
+    sources = {
+        "plans": job.plans.identity,
+        "protocol": job.ground.protocol.name,
+        "base model": identity(job.source),
+        "traces": hashlib.blake2b(traces.read_bytes(), digest_size=16).hexdigest() if traces.is_file() else "none",
+    }
+    if job.processes == 1:
+        return job.run.begin(settings, sources, resume=given["resume"], overwrite=given["overwrite"])
+    from accelerate import PartialState  # type: ignore[import-not-found,import-untyped,unused-ignore]
+
+    state = PartialState(cpu=job.device == "cpu")
+    if job.rank == 0:
+        job.run.begin(settings, sources, resume=given["resume"], overwrite=given["overwrite"])
+    state.wait_for_everyone()
+    return job.run.latest
+
+
+def _outside(job: _Job, stop: Any, max_minutes: float | None) -> Outside:
+    import math
+
+    from seerseg.report import plot_progress
+    from seerseg.training.callbacks import Outside
+
+    def say(line: str) -> None:
+        if job.rank == 0:
+            job.run.say(line)
+            click.echo(line)
+
+    return Outside(stop=stop, max_minutes=max_minutes or math.inf, say=say, draw=plot_progress)
+
+
+def _edits(given: dict[str, Any]) -> dict[str, Any]:
+    from seerseg.errors import UsageError
+    from seerseg.training.settings import read_edits
+
+    said = {}
+    for text in given["sets"]:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--set {text!r} is no NAME=VALUE, as in --set views.count=4.")
+        said[name.strip()] = value.strip()
+    edits = read_edits(said)
+    for name, value in _EDITS.items():
+        if given[name] is not None:
+            edits[value.format(stage=given["stage"])] = given[name]
+    return edits
+
+
+def _fold(text: str) -> int:
+    from seerseg.errors import UsageError
+
+    if not text.isdigit():
+        raise UsageError(f"FOLD must be a number, not {text!r}. splits.json, beside the plans, lists the folds.")
+    return int(text)
+
+
+def _reasoner(name: str | None) -> str:
+    from seerseg.errors import UsageError
+    from seerseg.reasoners import available_reasoners
+
+    if name is None and "nano" not in available_reasoners():
+        raise UsageError("Say which reasoner to train with --reasoner: a folder, or a hub id such as Qwen/Qwen3-VL-4B-Instruct.")
+    return name or "nano"
+
+
+def _source(run: RunFolder, reasoner: str, *, offline: bool) -> Source:
+    """What the stage begins with: the reasoner that is named, or for grpo what sft made of it in the same run."""
+    from seerseg.training.runs import RunFolder
+    from seerseg.training.tuning import source_of
+
+    before = RunFolder(run.root, "sft").model
+    return source_of(str(before) if run.stage == "grpo" and before.is_dir() else reasoner, offline=offline)
+
+
+def _device(name: str) -> str:
+    """The device, with one GPU visible where no launcher gave this process its own: stock trainers would take them all."""
+    from seerseg.model import resolve_device
+
+    kind, _, index = name.partition(":")
+    if "LOCAL_RANK" in os.environ:
+        return resolve_device("cpu" if kind == "cpu" else "auto").partition(":")[0]
+    if kind in ("auto", "cuda"):
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        listed = visible.split(",") if visible else None
+        place = int(index or 0) if (index or "0").isdigit() else 0
+        if listed is None or place < len(listed):
+            os.environ["CUDA_VISIBLE_DEVICES"] = listed[place] if listed else str(place)
+            name = kind
+    return resolve_device(name)
+
+
+def _memory_bytes(device: str, machine: Any) -> int:
+    """What one process may use: its GPU's memory, or the machine's."""
+    if device.startswith("cuda"):
+        import torch
+
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return int(machine.ram_bytes)
+
+
+def _width() -> int:
+    import shutil
+
+    return max(80, shutil.get_terminal_size((110, 24)).columns)
+
+
+def _show_plan(job: _Job, settings: TrainSettings, found: Estimate, samples: Any, *, as_json: bool) -> None:
+    """What would be done, and what it takes."""
+    from seerseg.planning import hardware
+
+    available = _memory_bytes(job.device, hardware())
+    if as_json:
+        print_json(
+            {
+                "schema": 1,
+                "run": str(job.run.folder),
+                "settings": settings.to_json(),
+                "memory": {"parts_bytes": found.parts, "total_bytes": found.total, "available_bytes": available},
+                "tokens": found.tokens,
+                "learning_parameters": found.learning,
+            }
+        )
+        return
+    for line in _described(job, settings, found, samples, available):
+        click.echo(line)
+
+
+def _described(job: _Job, settings: TrainSettings, found: Estimate, samples: Any, available: int) -> list[str]:
+    spec = job.ground.spec
+    kind = f"adapters of rank {settings.lora_rank}" if settings.tuning == "lora" else "the whole model"
+    cut = f"{settings.processes} process(es) x {settings.micro_batch} at a time x {settings.accumulation} passes"
+    lines = [
+        f"Run       {job.run.folder}",
+        f"Reasoner  {job.source.name}: {kind}, {found.learning / 1e6:.2f} million parameters learn, {settings.dtype} on {job.device}",
+        f"Shown     {spec.count} {spec.plane} slices of {spec.size_px} px: {found.image_tokens} image tokens of about {found.tokens}",
+        f"Steps     {settings.steps} updates of {settings.batch} = {cut}; {settings.epochs:.2g} passes over the data",
+        f"Rate      up to {settings.learning_rate:g} after {settings.warmup_steps} updates, then {settings.schedule}",
+    ]
+    if settings.stage == "sft":
+        lines.append(f"Samples   {len(samples.train)} to learn, {len(samples.val)} to validate on")
+        lines += [f"Left out  {count} traces: {reason}" for reason, count in samples.left_out.items()]
+    else:
+        lines.append(
+            f"Groups    {settings.paraphrases} wordings x {settings.samples} replies of {len(samples)} sets; lambda {settings.lambda_:g}"
+        )
+    every = f"every {settings.evaluate_steps} updates" if settings.evaluate_steps else "never"
+    lines.append(f"Validate  {every}: loss of {settings.validation_rows} samples, answers and masks of {settings.validation_sets} sets")
+    lines.append("Memory    " + ", ".join(f"{name} {_size(size)}" for name, size in found.parts.items() if size >= 1 << 20))
+    fits = "fits" if found.total <= 0.9 * available else "does NOT fit: see documentation/training.md, Too little memory"
+    return [*lines, f"          {_size(found.total)} of {_size(available)} per process: it {fits}"]
+
+
+def _show_progress(run: RunFolder, *, as_json: bool) -> None:
+    from seerseg.errors import NothingToDoError
+    from seerseg.report import plot_progress
+    from seerseg.training.settings import load_settings
+
+    if not run.metrics.is_file():
+        raise NothingToDoError(f"There is no run in {run.folder}.")
+    plot_progress(run.metrics, run.picture)
+    latest, best, steps = run.latest, run.best, load_settings(run.settings).steps
+    if as_json:
+        best_of = {"step": best.step, "score": best.score} if best else None
+        print_json({"schema": 1, "run": str(run.folder), "steps": steps, "saved": latest.step if latest else 0, "best": best_of})
+        return
+    saved = f"saved at step {latest.step} of {steps}" if latest else f"nothing saved yet of {steps} steps"
+    chosen = f", best at step {best.step} (score {best.score:.4f})" if best and best.score is not None else ""
+    click.echo(f"{run.folder}: {saved}{chosen}. Picture: {run.picture}")
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+
+
+def _sets(ground: Ground) -> Any:
+    """Paraphrase sets that grpo learns on."""
+    from seerseg.training import grpo  # type: ignore[attr-defined,unused-ignore]
+
+    return grpo.training_sets(ground)
+
+
+def _grpo(job: _Job, settings: TrainSettings, sets: Any, segmenter: Any, latest: Checkpoint | None, outside: Outside) -> Any:
+    from seerseg.training import grpo  # type: ignore[attr-defined,unused-ignore]
+
+    return grpo.train_grpo(
+        job.run, job.ground, sets, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device
+    )
+
+
+if __name__ == "__main__":
+    train()
