@@ -264,8 +264,8 @@ def verify(mask: Mask, boxes: Sequence[Box2D]) -> Agreement:
     own = np.zeros_like(anchor)
     for span in _parts(drawn)[1]:
         own[span] = True
-    both = np.count_nonzero(own & anchor)
-    return Agreement(both / np.count_nonzero(own | anchor), np.count_nonzero(drawn & anchor) / found)
+    both, either = int(np.count_nonzero(own & anchor)), int(np.count_nonzero(own | anchor))
+    return Agreement(both / either, int(np.count_nonzero(drawn & anchor)) / found)
 
 
 def select(mask: Mask, boxes: Sequence[Box2D]) -> tuple[Mask, tuple[int, int, int]]:
