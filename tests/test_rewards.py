@@ -49,7 +49,8 @@ def attempt(
     replies: Sequence[str] = ("",),
     overlaps: Sequence[Overlap] = (),
 ) -> Attempt:
-    return Attempt(tuple(replies), () if answer is None else (answer,), mask, tuple(overlaps), 0.5)
+    absent = isinstance(answer, Answer) and answer.absent
+    return Attempt(tuple(replies), () if answer is None else (answer,), mask, tuple(overlaps), 0.5, absent)
 
 
 def pointing(*boxes: Box2D, points: Sequence[tuple[float, float, float]] = ()) -> Answer:

@@ -282,6 +282,11 @@ class VlmReasoner:
         pad = self.tokenizer.pad_token_id
         return int(pad) if pad is not None else min(self._eos, default=0)
 
+    @property
+    def end_token_ids(self) -> frozenset[int]:
+        """The tokens that end a reply."""
+        return self._eos
+
     @cached_property
     def _eos(self) -> frozenset[int]:
         found: set[int] = set()

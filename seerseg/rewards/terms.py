@@ -36,12 +36,12 @@ def _content(term: Term) -> Term:
 
 def dice(attempt: Attempt, truth: Truth) -> float:
     """Dice of the final mask."""
-    return 0.0 if attempt.mask is None else truth.overlap(attempt.mask).dice
+    return 0.0 if attempt.mask is None or not attempt.overlaps else attempt.overlaps[-1].dice
 
 
 def iou(attempt: Attempt, truth: Truth) -> float:
     """IoU of the final mask."""
-    return 0.0 if attempt.mask is None else truth.overlap(attempt.mask).iou
+    return 0.0 if attempt.mask is None or not attempt.overlaps else attempt.overlaps[-1].iou
 
 
 def wellformed(attempt: Attempt, truth: Truth) -> float:
@@ -57,7 +57,7 @@ def name(attempt: Attempt, truth: Truth) -> float:
 
 def presence(attempt: Attempt, truth: Truth) -> float:
     """Whether it was rightly said that the target is, or is not, in the scan."""
-    return float(attempt.answer is not None and attempt.absent == truth.absent)
+    return float((attempt.answer is not None or attempt.mask is not None) and attempt.absent == truth.absent)
 
 
 # ------------------------------------------------------------------------------------------------------------- MedVol-R1

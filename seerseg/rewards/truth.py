@@ -92,7 +92,8 @@ class Attempt:
     """A finished dialogue as rewards see it.
 
     replies and readings: one per turn; mask: what stands at the end (None: nothing was drawn); overlaps: of the mask after every
-    turn that drew, in order; wellformed: the mean over replies of what the protocol says.
+    turn that drew, in order; wellformed: the mean over replies of what the protocol says; absent: it says that the target is not in the
+    scan.
     """
 
     replies: tuple[str, ...]
@@ -100,6 +101,7 @@ class Attempt:
     mask: Bool | None
     overlaps: tuple[Overlap, ...]
     wellformed: float
+    absent: bool = False
 
     @property
     def answer(self) -> Answer | None:
@@ -112,11 +114,6 @@ class Attempt:
         """The last answer that gave the segmenter something."""
         return next((r for r in reversed(self.readings) if isinstance(r, Answer) and r.prompt is not None), None)
 
-    @property
-    def absent(self) -> bool:
-        """It says that the target is not in the scan."""
-        return self.answer is not None and self.answer.absent
-
 
 def attempt_of(
     done: Dialogue | Episode,
@@ -127,22 +124,33 @@ def attempt_of(
     overlaps: Sequence[Overlap] | None = None,
 ) -> Attempt:
     """What a finished dialogue or an episode came to. An episode needs its protocol and views beside it. overlaps: of every drawn
-    turn, where they were kept; without them the final mask stands for all."""
+    turn, where they were kept; without them the final mask stands for all.
+
+    As in `episode.conclude`: a fault ends a dialogue of several turns and the mask before it stands; a stop before anything was drawn
+    says that the target is absent.
+    """
     if isinstance(done, Dialogue):
-        protocol, views = done.protocol, done.views
-        drawn, last = done.segmentation, done.fault or done.answer
-        mask = None if drawn is None or drawn.mask is None or done.fault is not None else drawn.mask.array
+        protocol, views, drawn = done.protocol, done.views, done.segmentation
+        broken = done.fault is not None or done.answer is None
+        last: Answer | Fault | None = done.fault or done.answer
+        lost = drawn is None or drawn.mask is None or (broken and not done.several_turns)
+        mask = None if lost or drawn is None or drawn.mask is None else drawn.mask.array
+        absent = not broken and done.answer is not None and (done.answer.absent or (done.answer.prompt is None and drawn is None))
     else:
-        mask, last = None if done.mask is None else done.mask.array, done.answer
+        mask, last, absent = None if done.mask is None else done.mask.array, done.answer, done.absent_by == "reasoner"
     if protocol is None or views is None:
         raise TypeError("An episode is scored with its protocol and views.")
     readings = [protocol.read(reply, views) for reply in done.replies]
-    if readings:
-        # a name that may not be answered is a fault although it can be read
-        readings[-1] = last if last is not None else readings[-1] if isinstance(readings[-1], Fault) else Fault("It may not be answered.")
-    kept = tuple(overlaps) if overlaps is not None else () if mask is None else (truth.overlap(mask),)
+    if readings and not isinstance(readings[-1], Fault) and (last is None or _in_fault(done)):
+        readings[-1] = Fault("The name may not be answered.")  # it can be read, but was refused
+    kept = tuple(overlaps) if overlaps is not None else () if mask is None or absent else (truth.overlap(mask),)
     grammar = [protocol.wellformed(reply) for reply in done.replies]
-    return Attempt(tuple(done.replies), tuple(readings), mask, kept, sum(grammar) / len(grammar) if grammar else 0.0)
+    return Attempt(tuple(done.replies), tuple(readings), mask, kept, sum(grammar) / len(grammar) if grammar else 0.0, absent)
+
+
+def _in_fault(done: Dialogue | Episode) -> bool:
+    """Whether nothing could be made of the last reply."""
+    return done.fault is not None if isinstance(done, Dialogue) else done.status == "fault"
 
 
 def key_slice(mask: Bool, axis: int, index: int) -> KeySlice | None:
