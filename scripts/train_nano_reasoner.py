@@ -1,0 +1,824 @@
+#!/usr/bin/env python
+"""Train the nano reasoner on one CPU core: a tiny Qwen3-VL with its own tokeniser, SEER's grammar, a request and a few slices -> a name.
+
+    python scripts/train_nano_reasoner.py prepare --cache CACHE --data DATA --out OUT
+    python scripts/train_nano_reasoner.py train --cache CACHE --out OUT --minutes 75
+    python scripts/train_nano_reasoner.py export --out OUT --to seerseg/weights/nano_reasoner
+
+CACHE and DATA are those of scripts/train_nano_segmenter.py. `prepare` draws the slices of all scans once and trains the tokeniser on
+training language; `train` continues from OUT/last.pt when that exists; `export` writes the model folder of the best checkpoint.
+
+Only training language (vocabulary and sentences marked "train") and training cases are learnt from; validation language on
+validation cases chooses the checkpoint; test cases and test language are not touched here.
+
+A step is a few groups. A group is what prediction sends for one case: system, slices, instruction and the names that may be answered,
+run through the model once, and behind its cache many requests with their replies, of which the loss is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from seerseg.protocols.base import ABSENT  # noqa: E402
+from seerseg.protocols.messages import Message  # noqa: E402
+from seerseg.protocols.seer import SYSTEM, SeerProtocol, inert, normalise_name  # noqa: E402
+from seerseg.reasoners.vlm import Decoding, VlmReasoner  # noqa: E402
+from seerseg.reasoners.vlm_loading import Loaded, Source, load_processor  # noqa: E402
+from seerseg.views import CaseViews, PixelMap, View, ViewSpec  # noqa: E402
+from seerseg.vocabulary import Entry, LabelDescription, Vocabulary  # noqa: E402
+from seerseg.volume import Grid  # noqa: E402
+from seerseg_data.nano_vocabulary import CANONICAL  # noqa: E402
+from seerseg_data.phantoms import LABELS  # noqa: E402
+
+SIDE_PX = 96
+VOCABULARY_SIZE = 2048
+SPECIAL = (
+    "<|pad|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}{% for c in m.content %}"
+    "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+INSTRUCTION_END = "Name the structure that the request asks for."
+PROTOCOL = SeerProtocol()
+HIPPOCAMPUS = ("anterior hippocampus", "posterior hippocampus")
+CT_CHEST = (
+    "ribs", "cervical vertebral column", "thoracic vertebral column", "lumbar vertebral column", "right lung", "left lung", "tissue",
+    "vertebral column", "lungs",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------- tokeniser, model
+
+
+def make_tokeniser(corpus: Sequence[str]) -> Any:
+    """Byte-level BPE without case, accents and spaces: every word begins with the same mark wherever it stands, so that a name in the
+    list and the same name in the answer are the same tokens. Fixed sentences of the grammar are one token each."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
+    raw.normalizer = normalizers.Sequence(
+        [
+            normalizers.Replace(SYSTEM, "\ue000"),
+            normalizers.Replace(INSTRUCTION_END, "\ue001"),
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+        ]
+    )
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.WhitespaceSplit(),
+            pre_tokenizers.Split(Regex(r"</?[a-z_]+>|[^\W_]+|."), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
+        ]
+    )
+    joins = [decoders.Replace(old, new) for old, new in ((" ,", ","), (" .", "."), (" ;", ";"), (" :", ":"), (" - ", "-"), (" ' ", "'"), ("( ", "("), (" )", ")"), (" / ", "/"), (" _ ", "_"), ("> ", ">"), (" <", "<"), ("ct of", "CT of"), ("mr of", "MR of"))]  # fmt: skip
+    raw.decoder = decoders.Sequence([decoders.ByteLevel(), *joins])
+    raw.train_from_iterator(
+        corpus,
+        trainers.BpeTrainer(
+            vocab_size=VOCABULARY_SIZE,
+            special_tokens=list(SPECIAL),
+            show_progress=False,
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        ),
+    )
+    made = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|im_end|>", padding_side="left")
+    made.chat_template = TEMPLATE
+    return made
+
+
+def make_model(tokeniser: Any, *, hidden: int, layers: int, inner: int, seed: int = 0) -> Any:
+    """A random model of the true architecture."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    ids = {
+        f"{name}_token_id": tokeniser.convert_tokens_to_ids(f"<|{token}|>")
+        for name, token in (
+            ("vision_start", "vision_start"), ("vision_end", "vision_end"), ("image", "image_pad"), ("video", "video_pad"),
+        )
+    }  # fmt: skip
+    text = {
+        "vocab_size": VOCABULARY_SIZE,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": hidden // 64,
+        "num_key_value_heads": hidden // 64,
+        "head_dim": 64,
+        "max_position_embeddings": 8192,
+        "rope_parameters": {"rope_type": "default", "mrope_section": [12, 10, 10], "mrope_interleaved": True, "rope_theta": 10000.0},
+        "pad_token_id": tokeniser.pad_token_id,
+        "bos_token_id": None,
+        "eos_token_id": tokeniser.eos_token_id,
+        "tie_word_embeddings": True,
+    }
+    vision = {
+        "depth": 4,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_heads": 4,
+        "patch_size": 16,
+        "spatial_merge_size": 2,
+        "temporal_patch_size": 2,
+        "out_hidden_size": hidden,
+        "num_position_embeddings": (SIDE_PX // 16) ** 2,
+        "deepstack_visual_indexes": [1],
+    }
+    torch.manual_seed(seed)
+    model = Qwen3VLForConditionalGeneration(Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **ids))
+    model.generation_config.eos_token_id = tokeniser.eos_token_id
+    model.generation_config.pad_token_id = tokeniser.pad_token_id
+    return model
+
+
+def save_processor(tokeniser: Any, folder: Path) -> None:
+    """Tokeniser and image processor: every slice becomes SIDE_PX square, 9 tokens."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    tokeniser.save_pretrained(folder)
+    pixels = SIDE_PX * SIDE_PX
+    images = Qwen2VLImageProcessorPil(
+        patch_size=16, min_pixels=pixels, max_pixels=pixels, merge_size=2, temporal_patch_size=2, image_mean=[0.5] * 3, image_std=[0.25] * 3
+    )
+    images.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen3VLProcessor"}))
+
+
+def wrap(model: Any, folder: Path, *, max_new_tokens: int = 64) -> VlmReasoner:
+    """The product's reasoner around a model in memory; processor and tokeniser from `folder`."""
+    processor = load_processor(folder)
+    source = Source(folder, None, "nano")
+    return VlmReasoner(Loaded(model, processor, processor.tokenizer, source, "training", ""), Decoding(max_new_tokens=max_new_tokens, max_batch=48))
+
+
+# ------------------------------------------------------------------------------------------------------------------ pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """Slices of one scan as the reasoner sees them.
+
+    pixels uint8 (n, SIDE_PX, SIDE_PX); seen: names with voxels in it; missing: labelled names without; absent: regions of the body of
+    which nothing is in it; said: the regions in words.
+    """
+
+    pixels: np.ndarray
+    kind: str
+    modality: str
+    plane: str
+    seen: tuple[str, ...]
+    missing: tuple[str, ...]
+    absent: frozenset[str]
+    said: str
+
+    def shows(self, entry: Entry, name: str) -> bool:
+        """False when it is known that the structure is not in it."""
+        if name in self.seen or entry.name in self.seen:
+            return True
+        return not (name in self.missing or entry.name in self.missing or (entry.regions and self.absent.issuperset(entry.regions)))
+
+
+def take_pictures(item: Any, rng: random.Random, count: int, *, plain: bool = False) -> list[Picture]:
+    """Renderings of one training item: parts of its extent, other planes, the planes' own windows. plain: as prediction shows it."""
+    image, labels, spacing = item.levels[0]
+    image, labels = image.numpy().astype(np.float32), labels.numpy()
+    return [_picture(item, image, labels, spacing, rng, plain=plain) for _ in range(count)]
+
+
+def _picture(item: Any, image: np.ndarray, labels: np.ndarray, spacing: np.ndarray, rng: random.Random, *, plain: bool) -> Picture:
+    from PIL import Image
+
+    from seerseg.views import render
+    from seerseg.volume import Volume
+
+    size = labels.shape[0]
+    low, high = 0, size
+    if not plain and item.group != "hippocampus" and rng.random() < 0.7:
+        length = rng.randint(max(4, int(0.3 * size)), size)
+        low = rng.randint(0, size - length)
+        high = low + length
+    image, labels = image[low:high], labels[low:high]
+    if not plain and item.group == "hippocampus" and rng.random() < 0.5:  # which side a crop shows is not recorded
+        image, labels = image[:, :, ::-1], labels[:, :, ::-1]
+    affine = np.diag([*spacing[::-1], 1.0])
+    volume = Volume(np.ascontiguousarray(image), Grid(image.shape, affine), item.modality)
+    plane = "axial" if plain else rng.choices(("axial", "coronal", "sagittal"), (0.8, 0.12, 0.08))[0]
+    count = 8 if plain or rng.random() < 0.7 else rng.randint(3, 8)
+    spec = ViewSpec(plane=plane, count=count) if plain else ViewSpec(plane=plane, count=count, gamma=rng.uniform(0.75, 1.3))  # type: ignore[arg-type]
+    views = render(volume, spec).views
+    pixels = np.stack([np.asarray(Image.fromarray(v.pixels[..., 0]).resize((SIDE_PX, SIDE_PX), Image.Resampling.BICUBIC)) for v in views])
+    voxels = np.bincount(labels.ravel(), minlength=512)
+    counts = {name: int(voxels[list(values)].sum()) if values else 0 for name, values in item.structures.items()}
+    seen = tuple(name for name, number in counts.items() if number >= 50)
+    missing = tuple(name for name, number in counts.items() if number == 0 and item.structures[name])
+    return Picture(pixels, item.group, item.modality, plane, seen, missing, *_regions(item, seen))
+
+
+_TRUNK = {
+    "chest": ("left lung", "right lung", "heart", "lungs"),
+    "abdomen": ("liver", "left kidney", "right kidney", "spleen"),
+    "pelvis": ("left hip bone", "right hip bone", "urinary bladder", "left gluteus maximus"),
+    "head": ("skull", "brain", "cerebellum", "hippocampus", "brain tumour", "left thalamus"),
+}
+
+
+def _regions(item: Any, seen: tuple[str, ...]) -> tuple[frozenset[str], str]:
+    absent = set(item.absent) - {"trunk"}
+    shown = [region for region, marks in _TRUNK.items() if any(mark in seen for mark in marks)]
+    for region, marks in _TRUNK.items():
+        if region not in shown and any(mark in item.structures for mark in marks):
+            absent.add(region)
+    if shown == ["head"]:
+        absent |= {"chest", "abdomen", "pelvis", "upper limb", "lower limb", "spine"} - ({"neck"} if item.group != "hippocampus" else set())
+    elif "head" not in shown and ("chest" in shown or "abdomen" in shown):
+        absent |= {"head"}
+    if item.group == "hippocampus":
+        absent.add("neck")
+    said = " and ".join(shown) or ("spine" if any("vertebra" in name for name in seen) else "body")
+    return frozenset(absent), said
+
+
+def gather_pictures(cache: Path, data: Path) -> tuple[list[Picture], list[Picture]]:
+    """(training, validation) pictures. Validation: the validation cases of fold 0 of the hippocampus set, phantoms of seeds 900 to 907."""
+    import train_nano_segmenter as segmenter
+
+    rng = random.Random(0)
+    training: list[Picture] = []
+    for item in segmenter.training_items(cache, data, 40):
+        many = {"hippocampus": 3, "brain": 14}.get(item.group, 6 if "phantom" in item.name else 24)
+        training += take_pictures(item, rng, many)
+    split = json.loads((ROOT / "seerseg_data" / "splits" / "hippocampus.json").read_text())
+    held = segmenter.hippocampus_items(data / "mr_hippocampus", split["folds"][0]["val"])
+    held += segmenter.phantom_items(8, cache / "phantoms", first_seed=900)
+    return training, [take_pictures(item, rng, 1, plain=True)[0] for item in held]
+
+
+def as_views(picture: Picture | None, modality: str | None) -> CaseViews:
+    """What a protocol needs of views; without picture a case of which nothing is shown."""
+    grid = Grid((8, 8, 8), np.eye(4))
+    where = PixelMap(0, 0, (1.0, 1.0), (0.0, 0.0), (8, 8))
+    plane: Any = picture.plane if picture else "axial"
+    views = [] if picture is None else [View(np.repeat(p[..., None], 3, axis=2), plane, where) for p in picture.pixels]
+    return CaseViews(tuple(views), grid, ViewSpec(plane=plane), modality)
+
+
+# ------------------------------------------------------------------------------------------------------------------ requests
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A request and its reply. answer: a name of the list, or "absent"."""
+
+    text: str
+    reply: str
+    answer: str
+    style: str
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Requests on one case with one list of names."""
+
+    picture: Picture | None
+    modality: str | None
+    names: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    kind: str
+
+
+KINDS = {"hippocampus": 0.20, "full": 0.14, "scan": 0.28, "any": 0.26, "open": 0.08, "made_up": 0.04}
+_NONSENSE = (
+    "hello", "thanks", "table", "banana", "river", "car keys", "the dog", "coffee", "my appointment", "invoice", "window", "shoe", "bicycle",
+    "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz", "what is this", "help",
+)  # fmt: skip
+
+
+def reply_of(evidence: str, rationale: str, answer: str) -> str:
+    """In SEER's grammar."""
+    return "".join(f"<{p}>{inert(t)}</{p}>" for p, t in (("evidence", evidence), ("rationale", rationale), ("answer", answer)))
+
+
+class Maker:
+    """Draws groups from pictures, vocabulary and sentences, in training language."""
+
+    def __init__(self, pictures: Sequence[Picture], vocabulary: Vocabulary) -> None:
+        from seerseg_data.requests import PARAPHRASE_STYLES
+
+        self.vocabulary = vocabulary
+        self.hippocampus = [p for p in pictures if p.kind == "hippocampus"]
+        self.others = [p for p in pictures if p.kind != "hippocampus"]
+        self.styles = PARAPHRASE_STYLES
+        self.core = tuple(CANONICAL)
+        self.all_names = tuple(vocabulary.names)
+        self.by_region: dict[str, list[str]] = defaultdict(list)
+        for entry in vocabulary:
+            for region in entry.regions:
+                self.by_region[region].append(entry.name)
+        self.whole = {member: entry.name for entry in vocabulary for member in entry.members}
+        self._kept: list[tuple[str, ...]] = []
+        self._entries: dict[str, Entry] = {}
+
+    def entry(self, name: str) -> Entry:
+        """The structure of a name of any list."""
+        if name not in self._entries:
+            self._entries[name] = self.vocabulary.resolve(name) or Entry(name, name)
+        return self._entries[name]
+
+    def group(self, rng: random.Random, kind: str | None = None) -> Group:
+        """One group."""
+        kind = kind or rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+        picture, names = getattr(self, f"_{kind}")(rng)
+        modality = picture.modality if picture else rng.choice(("CT", "MR", "MR", None))
+        if modality is not None and rng.random() < 0.05:
+            modality = None
+        number = 28 if kind == "full" else 16
+        samples = [s for s in (self._sample(rng, picture, modality, names) for _ in range(number)) if s is not None]
+        return Group(picture, modality, names, tuple(samples), kind)
+
+    def _hippocampus(self, rng: random.Random) -> tuple[Picture, tuple[str, ...]]:
+        names = list(HIPPOCAMPUS)
+        if rng.random() < 0.25:
+            names.append("hippocampus")
+        if rng.random() < 0.5:
+            rng.shuffle(names)
+        return rng.choice(self.hippocampus), tuple(names)
+
+    def _full(self, rng: random.Random) -> tuple[Picture | None, tuple[str, ...]]:
+        picture = rng.choice(self.hippocampus) if rng.random() < 0.35 else rng.choice(self.others)
+        names = list(self.core)
+        if rng.random() < 0.4:
+            names = rng.sample(names, rng.randint(50, len(names)))
+        return (None if rng.random() < 0.1 else picture), tuple(names)
+
+    def _scan(self, rng: random.Random) -> tuple[Picture, tuple[str, ...]]:
+        picture = rng.choice(self.others)
+        if "lungs" in picture.seen and rng.random() < 0.35:
+            return picture, CT_CHEST
+        size = rng.randint(3, 30)
+        names = rng.sample(picture.seen, min(len(picture.seen), size))
+        names += [n for n in rng.sample(self.core, rng.randint(0, 6)) if n not in names]
+        rng.shuffle(names)
+        return picture, tuple(names)
+
+    def _any(self, rng: random.Random) -> tuple[Picture | None, tuple[str, ...]]:
+        picture = None if rng.random() < 0.6 else rng.choice(self.others + self.hippocampus)
+        if len(self._kept) >= 12 and rng.random() < 0.6:
+            return picture, rng.choice(self._kept)
+        names = self._related(rng)
+        self._kept.append(names)
+        if len(self._kept) > 20:
+            self._kept.pop(rng.randrange(len(self._kept)))
+        return picture, names
+
+    def _related(self, rng: random.Random) -> tuple[str, ...]:
+        """A list such as a dataset has: structures of a region with their twins, wholes and parts."""
+        size = rng.randint(2, 24)
+        pool = [n for n in self.by_region[rng.choice(tuple(self.by_region))]]
+        names: list[str] = []
+        while len(names) < size:
+            name = rng.choice(pool) if rng.random() < 0.6 else rng.choice(self.core) if rng.random() < 0.6 else rng.choice(self.all_names)
+            entry = self.entry(name)
+            kin = [n for n in (entry.twin, entry.part_of, self.whole.get(entry.name), *entry.members) if n]
+            names += [name, *(n for n in kin if rng.random() < 0.45)]
+        names = list(dict.fromkeys(names))[:size]
+        rng.shuffle(names)
+        return tuple(names)
+
+    def _open(self, rng: random.Random) -> tuple[Picture | None, tuple[str, ...]]:
+        return (None if rng.random() < 0.5 else rng.choice(self.others + self.hippocampus)), ()
+
+    def _made_up(self, rng: random.Random) -> tuple[None, tuple[str, ...]]:
+        def word() -> str:
+            return "".join(rng.choice("bcdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4))) + rng.choice(("", "n", "s", "m"))
+
+        return None, tuple(dict.fromkeys(" ".join(word() for _ in range(rng.choice((1, 1, 2)))) for _ in range(rng.randint(2, 10))))
+
+    def _sample(self, rng: random.Random, picture: Picture | None, modality: str | None, names: tuple[str, ...]) -> Sample | None:
+        drawn = rng.random()
+        if drawn < 0.03:
+            text = rng.choice(_NONSENSE) if rng.random() < 0.6 else " ".join(rng.sample(_NONSENSE, 2))
+            return self._made(text, "", "", picture, modality, ABSENT, "names no structure", "nonsense")
+        listed = names or self._open_names(rng, picture)
+        in_sight = [n for n in listed if picture is None or picture.shows(self.entry(n), n)]
+        out_of_sight = [n for n in listed if n not in in_sight]
+        if drawn < 0.13 and names:
+            return self._unlisted(rng, picture, modality, names)
+        if (drawn < 0.20 and out_of_sight) or not in_sight:
+            name = rng.choice(out_of_sight)
+            return self._asked(rng, name, picture, modality, names, ABSENT, "not in this scan")
+        name = rng.choice(in_sight)
+        return self._asked(rng, name, picture, modality, names, name, "")
+
+    def _open_names(self, rng: random.Random, picture: Picture | None) -> tuple[str, ...]:
+        pool = picture.seen if picture is not None and rng.random() < 0.5 else self.core if rng.random() < 0.6 else self.all_names
+        return tuple(rng.sample(tuple(pool), min(len(pool), 3)))
+
+    def _unlisted(self, rng: random.Random, picture: Picture | None, modality: str | None, names: tuple[str, ...]) -> Sample | None:
+        known = {self.entry(n).name for n in names}
+        for _ in range(8):
+            pool: Sequence[str] = self.core if rng.random() < 0.5 else self.all_names
+            if rng.random() < 0.3:
+                pool = [t for t in (self.entry(n).twin for n in names) if t] or pool
+            entry = self.entry(rng.choice(pool))
+            kin = {entry.part_of, self.whole.get(entry.name), *entry.members} - {None}
+            if entry.name in known or kin & known or any(self.entry(n).part_of == entry.name for n in names[:40]):
+                continue
+            return self._asked(rng, entry.name, picture, modality, names, ABSENT, "not among the names")
+        return None
+
+    def _asked(
+        self, rng: random.Random, name: str, picture: Picture | None, modality: str | None, names: tuple[str, ...], answer: str, why: str
+    ) -> Sample | None:
+        from seerseg_data.requests import Context, write_request
+
+        context = Context(modality=modality, names=names if len(names) < 90 else (), unsided=picture is not None and picture.kind == "hippocampus")
+        for _ in range(6):
+            styles = (*self.styles, "out_of_region_reference", "absent") if answer == ABSENT else self.styles
+            style = rng.choice(styles)
+            made = write_request(name, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
+            if made is not None and len(made.text) < 330:
+                return self._made(made.text, made.surface, name, picture, modality, answer, why, style)
+        return None
+
+    def _made(
+        self, text: str, surface: str, name: str, picture: Picture | None, modality: str | None, answer: str, why: str, style: str
+    ) -> Sample:
+        evidence = f"{modality or 'scan'} of the {picture.said}" if picture else f"{modality} scan" if modality else "scan"
+        if not name:
+            return Sample(text, reply_of(evidence, why, answer), answer, style)
+        means = f"{surface}: {name}" if surface and normalise_name(surface) != normalise_name(name) and len(surface.split()) <= 5 else name
+        return Sample(text, reply_of(evidence, f"{means}, {why}" if why else means, answer), answer, style)
+
+
+# ------------------------------------------------------------------------------------------------------------------ validation
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """Requests with known answers on pictures that training never saw."""
+
+    name: str
+    rows: tuple[tuple[Picture, tuple[str, ...], str, str, str], ...]  # picture, names, text, answer, style
+
+
+def make_exams(held: Sequence[Picture], vocabulary: Vocabulary, split: str = "val") -> list[Exam]:
+    """hippocampus: every style on the two parts; full: the same against all names; phantoms: 8 structures of each; chest: the names
+    of the CT chest; absent: out of region and out of the list."""
+    from seerseg_data.requests import Context, paraphrase_set
+
+    maker = Maker(held, vocabulary)
+    crops, phantoms = maker.hippocampus, maker.others
+    rng = random.Random(5)
+    exams: dict[str, list[tuple[Picture, tuple[str, ...], str, str, str]]] = defaultdict(list)
+
+    def add(exam: str, picture: Picture, names: tuple[str, ...], target: str, answer: str, count: int, styles: tuple[str, ...] | None) -> None:
+        near = names if len(names) < 90 else ()
+        context = Context(modality=picture.modality, names=near, unsided=picture.kind == "hippocampus")
+        seed = f"{split}|{exam}|{len(exams[exam])}"
+        for made in paraphrase_set(target, split=split, count=count, seed=seed, vocabulary=vocabulary, context=context, styles=styles):  # type: ignore[arg-type]
+            exams[exam].append((picture, names, made.text, answer, made.style))
+
+    for picture in crops[:8]:
+        for target in HIPPOCAMPUS:
+            add("hippocampus", picture, HIPPOCAMPUS, target, target, 16, None)
+        add("full list", picture, maker.core, rng.choice(HIPPOCAMPUS), HIPPOCAMPUS[0], 0, None)
+        for target in HIPPOCAMPUS:
+            add("full list", picture, maker.core, target, target, 8, None)
+    styles = ("abbr_or_short", "messy_or_misspelled", "keyboard_slips", "negated", "relational", "implicit", "report_style", "clinical_request")
+    for picture in phantoms:
+        seen = tuple(n for n in picture.seen if n in LABELS)
+        for target in rng.sample(seen, 4):
+            add("phantoms", picture, seen, target, target, 8, styles)
+        if "lungs" in picture.seen:
+            for target in ("left lung", "right lung", "ribs", "vertebral column"):
+                add("chest", picture, CT_CHEST, target, target, 8, styles)
+    for picture in (*crops[:4], *phantoms[:6]):
+        names = HIPPOCAMPUS if picture.kind == "hippocampus" else tuple(n for n in picture.seen if n in LABELS)
+        for target in rng.sample([n for n in maker.core if maker.entry(n).regions and picture.absent.issuperset(maker.entry(n).regions)], 4):
+            add("absent", picture, names, target, ABSENT, 3, ("out_of_region_reference", "absent", "clinical_request"))
+            add("absent, full list", picture, maker.core, target, ABSENT, 3, ("out_of_region_reference", "absent", "clinical_request"))
+    return [Exam(name, tuple(rows)) for name, rows in exams.items() if rows]
+
+
+def mark(exams: Sequence[Exam], reasoner: Any) -> dict[str, dict[str, Any]]:
+    """exam -> n, exact share, share that kept the grammar, exact share by style."""
+    out: dict[str, dict[str, Any]] = {}
+    for exam in exams:
+        right: dict[str, list[bool]] = defaultdict(list)
+        formed, wrong = [], []
+        by_case: dict[tuple[int, tuple[str, ...]], list[int]] = defaultdict(list)
+        for number, row in enumerate(exam.rows):
+            by_case[id(row[0]), row[1]].append(number)
+        for numbers in by_case.values():
+            picture, names = exam.rows[numbers[0]][:2]
+            views = as_views(picture, picture.modality)
+            asked = [PROTOCOL.opening(views, exam.rows[n][2], (), names) for n in numbers]
+            for number, reply in zip(numbers, reasoner.reply(asked), strict=True):
+                _, _, text, answer, style = exam.rows[number]
+                read = PROTOCOL.read(reply[0], views)
+                said = ABSENT if getattr(read, "absent", False) else getattr(read, "target", None) or ""
+                right[style].append(normalise_name(said) == normalise_name(answer))
+                formed.append(PROTOCOL.wellformed(reply[0]))
+                if not right[style][-1]:
+                    wrong.append((style, text, answer, reply[0]))
+        every = [r for results in right.values() for r in results]
+        out[exam.name] = {
+            "n": len(every),
+            "exact": float(np.mean(every)),
+            "wellformed": float(np.mean(formed)),
+            "styles": {style: round(float(np.mean(results)), 3) for style, results in right.items()},
+            "wrong": wrong,
+        }
+    return out
+
+
+# ------------------------------------------------------------------------------------------------------------------ training
+
+
+def forward_behind(text_model: Any, tokens: torch.Tensor, cache: Any, positions: torch.Tensor) -> torch.Tensor:
+    """Last hidden states (N, T, H) of N continuations of one cached prefix, which is not copied N times as the stock forward would.
+
+    tokens (N, T), positions (1, T). The same numbers as the stock forward to 3e-6 (a test compares).
+    """
+    x = text_model.embed_tokens(tokens)
+    rows, length, _ = x.shape
+    cos, sin = (v[:, :, None] for v in text_model.rotary_emb(x, positions.unsqueeze(0).expand(3, -1, -1)))
+    causal = torch.full((length, length), -1e9).triu(1)
+
+    def normed(value: torch.Tensor, norm: Any) -> torch.Tensor:
+        return F.rms_norm(value, (value.shape[-1],), norm.weight, norm.variance_epsilon)
+
+    def turned(value: torch.Tensor) -> torch.Tensor:
+        half = value.shape[-1] // 2
+        return value * cos + torch.cat((-value[..., half:], value[..., :half]), -1) * sin
+
+    for layer, stored in zip(text_model.layers, cache.layers, strict=True):
+        attention, mlp = layer.self_attn, layer.mlp
+        size, heads = attention.head_dim, attention.q_proj.out_features // attention.head_dim
+        h = normed(x, layer.input_layernorm)
+        shape = (rows, length, heads, size)
+        q = turned(normed(F.linear(h, attention.q_proj.weight).view(shape), attention.q_norm)) * size**-0.5
+        k = turned(normed(F.linear(h, attention.k_proj.weight).view(shape), attention.k_norm))
+        v = F.linear(h, attention.v_proj.weight).view(shape)
+        to_prefix = torch.bmm(q.permute(2, 0, 1, 3).reshape(heads, rows * length, size), stored.keys[0].transpose(1, 2))
+        to_own = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + causal
+        weights = torch.cat([to_prefix, to_own.transpose(0, 1).reshape(heads, rows * length, length)], -1).softmax(-1)
+        before = stored.keys.shape[2]
+        from_prefix = torch.bmm(weights[..., :before], stored.values[0]).view(heads, rows, length, size).permute(1, 2, 0, 3)
+        from_own = (weights[..., before:].view(heads, rows, length, length).transpose(0, 1) @ v.transpose(1, 2)).transpose(1, 2)
+        x = x + F.linear((from_prefix + from_own).reshape(rows, length, heads * size), attention.o_proj.weight)
+        h = normed(x, layer.post_attention_layernorm)
+        x = x + F.linear(F.silu(F.linear(h, mlp.gate_proj.weight)) * F.linear(h, mlp.up_proj.weight), mlp.down_proj.weight)
+    return normed(x, text_model.norm)
+
+
+class Encoder:
+    """Groups -> tokens, exactly as the product's reasoner makes them."""
+
+    def __init__(self, reasoner: VlmReasoner, dropout: float) -> None:
+        self.reasoner, self.tokeniser, self.dropout = reasoner, reasoner.tokenizer, dropout
+        self.raw = self.tokeniser.backend_tokenizer
+
+    def prefix(self, group: Group) -> tuple[list[int], dict[str, Any]]:
+        """Ids up to the request, and the image tensors."""
+        views = as_views(group.picture, group.modality)
+        dialogue: list[Message] = PROTOCOL.opening(views, "?", (), group.names)
+        text = self.reasoner.chat(dialogue)
+        text = text[: text.rindex("<raw_prompt>") + len("<raw_prompt>")]
+        encoded = self.reasoner._encode([text], [image for message in dialogue for image in message.images])
+        return encoded["input_ids"][0].tolist(), {k: v for k, v in encoded.items() if k not in ("input_ids", "attention_mask")}
+
+    def tails(self, group: Group, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, T) tokens, right-padded, and (N, T) bool: those whose prediction is scored."""
+        rows, marks = [], []
+        for sample in group.samples:
+            self.raw.model.dropout = self.dropout if rng.random() < 0.6 else None
+            asked = self._ids(inert(sample.text))
+            self.raw.model.dropout = None
+            end = self._ids("</raw_prompt><|im_end|>\n<|im_start|>assistant\n")
+            said = self._ids(sample.reply + "<|im_end|>")
+            rows.append(asked + end + said)
+            marks.append([False] * (len(asked) + len(end) - 1) + [True] * len(said) + [False])
+        longest = max(map(len, rows))
+        tokens = torch.full((len(rows), longest), self.tokeniser.pad_token_id)
+        scored = torch.zeros((len(rows), longest), dtype=torch.bool)
+        for n, (row, marked) in enumerate(zip(rows, marks, strict=True)):
+            tokens[n, : len(row)] = torch.tensor(row)
+            scored[n, : len(row)] = torch.tensor(marked)
+        return tokens, scored
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.raw.encode(text, add_special_tokens=False).ids)
+
+
+def augmented(picture: Picture | None, rng: random.Random) -> Picture | None:
+    """Other contrast and brightness."""
+    if picture is None or rng.random() < 0.3:
+        return picture
+    shown = np.clip(picture.pixels * rng.uniform(0.8, 1.2) + rng.uniform(-20, 20), 0, 255).astype(np.uint8)
+    return Picture(shown, picture.kind, picture.modality, picture.plane, picture.seen, picture.missing, picture.absent, picture.said)
+
+
+def group_loss(reasoner: VlmReasoner, encoder: Encoder, group: Group, rng: random.Random) -> tuple[torch.Tensor, int, int, int]:
+    """(sum of losses, scored tokens, tokens, how many of the scored are right)."""
+    ids, tensors = encoder.prefix(group)
+    tokens, scored = encoder.tails(group, rng)
+    cache, delta = reasoner._prefill(ids, tensors)
+    positions = torch.arange(tokens.shape[1])[None] + len(ids) + delta
+    hidden = forward_behind(reasoner.model.model.language_model, tokens, cache, positions)
+    wanted = tokens.roll(-1, 1)[scored]
+    logits = reasoner.model.lm_head(hidden[scored])
+    return F.cross_entropy(logits, wanted, reduction="sum"), len(wanted), tokens.numel() + len(ids), int((logits.argmax(-1) == wanted).sum())
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Pictures and tokeniser."""
+    import pickle
+
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    training, held = gather_pictures(arguments.cache, arguments.data)
+    with (out / "pictures.pkl").open("wb") as file:  # own file of this script, read by this script alone
+        pickle.dump((training, held), file)
+    vocabulary = Vocabulary.load()
+    maker, rng = Maker(training, vocabulary), random.Random(1)
+    corpus: list[str] = []
+    for _ in range(arguments.groups):
+        group = maker.group(rng)
+        views = as_views(group.picture, group.modality)
+        corpus += [f"{s.text}</raw_prompt>{s.reply}" for s in group.samples]
+        corpus += [part for message in PROTOCOL.opening(views, "", (), group.names) for part in message.text.split("\n")]
+    for entry in vocabulary:
+        corpus += entry.texts(splits=("train",)) * 2
+    tokeniser = make_tokeniser(corpus)
+    save_processor(tokeniser, out / "processor")
+    lengths = [len(tokeniser(text)["input_ids"]) for text in corpus[:2000]]
+    print(f"{len(training)} training and {len(held)} held pictures; {len(tokeniser)} tokens; a text has {np.mean(lengths):.1f}")
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Until `minutes` are over."""
+    import pickle
+
+    torch.set_num_threads(1)
+    out: Path = arguments.out
+    with (out / "pictures.pkl").open("rb") as file:
+        training, held = pickle.load(file)
+    vocabulary = Vocabulary.load()
+    maker, exams = Maker(training, vocabulary), make_exams(held, vocabulary)
+    model = make_model(load_processor(out / "processor").tokenizer, hidden=arguments.hidden, layers=arguments.layers, inner=arguments.inner)
+    reasoner = wrap(model, out / "processor")
+    encoder = Encoder(reasoner, 0.1)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    rest = [p for p in model.parameters() if p.ndim <= 1]
+    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.98))
+    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    step, spent, best, seen = 0, 0.0, -1.0, 0
+    if (out / "last.pt").exists():
+        kept = torch.load(out / "last.pt", weights_only=True)
+        model.load_state_dict(kept["model"])
+        optimiser.load_state_dict(kept["optimiser"])
+        average, step, spent, best, seen = kept["average"], kept["step"], kept["spent"], kept["best"], kept["seen"]
+    rng = random.Random(1000 + step)
+    lexicon_numbers(exams)
+    began, marked_at, told_at = time.time() - spent, spent, spent
+    total, count, right, tokens = 0.0, 0, 0, 0
+    log = (out / "log.jsonl").open("a")
+    while True:
+        spent = time.time() - began
+        done = spent / (60 * arguments.minutes)
+        if done >= 1 or spent - marked_at > 60 * arguments.every:
+            best = max(best, examine(model, reasoner, average, exams, out, best, step=step, spent=spent, seen=seen, log=log))
+            marked_at = spent = time.time() - began
+            save(out / "last.pt", {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step, "spent": spent, "best": best, "seen": seen})  # fmt: skip
+            if done >= 1:
+                return
+        for group_of in optimiser.param_groups:
+            group_of["lr"] = arguments.rate * min(1.0, (step + 1) / 150) * (0.04 + 0.96 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        model.train()
+        optimiser.zero_grad(set_to_none=True)
+        scored = 0
+        for _ in range(arguments.groups):
+            group = maker.group(rng)
+            if not group.samples:
+                continue
+            group = Group(augmented(group.picture, rng), group.modality, group.names, group.samples, group.kind)
+            loss, number, used, good = group_loss(reasoner, encoder, group, rng)
+            (loss / 1000.0).backward()
+            scored, total, count, tokens, right = scored + number, total + float(loss.detach()), count + number, tokens + used, right + good
+            seen += len(group.samples)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(1000.0 / scored)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        keep = min(arguments.ema, (1 + step) / (20 + step))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - keep) if value.is_floating_point() else average[name].copy_(value)
+        if step % 25 == 0:
+            spent = time.time() - began
+            line = {"step": step, "minutes": round(spent / 60, 1), "requests": seen, "loss": round(total / count, 4), "tokens_right": round(right / count, 4), "tokens_per_s": round(tokens / (spent - told_at))}  # fmt: skip
+            print(json.dumps(line), file=log, flush=True)
+            told_at, total, count, right, tokens = spent, 0.0, 0, 0, 0
+
+
+def examine(model: Any, reasoner: VlmReasoner, average: dict[str, Any], exams: Sequence[Exam], out: Path, best: float, **at: Any) -> float:
+    """Mark the averaged weights; keep them when they are the best."""
+    own = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(average)
+    model.eval()
+    started = time.time()
+    marks = mark(exams, reasoner)
+    score = float(np.mean([m["exact"] for m in marks.values()]))
+    log = at.pop("log")
+    line = {**at, "score": round(score, 4), "seconds": round(time.time() - started, 1)}
+    for name, found in marks.items():
+        line[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in found.items() if k != "wrong"}
+    print(json.dumps(line), file=log, flush=True)
+    (out / "wrong.json").write_text(json.dumps({name: found["wrong"] for name, found in marks.items()}, indent=1))
+    if score > best:
+        save(out / "best.pt", {"model": average, **at, "score": score})
+    model.load_state_dict(own)
+    return score
+
+
+def lexicon_numbers(exams: Sequence[Exam]) -> None:
+    """The lexicon with training vocabulary and the raw request on the same exams, for the log."""
+    from seerseg.reasoners import load_reasoner
+
+    for name, settings in (("lexicon", {"splits": ["train"]}), ("verbatim", {})):
+        for exam, found in mark(exams, load_reasoner(name, **settings)).items():
+            print(f"{name:9} {exam:18} n {found['n']:4} exact {found['exact']:.3f}  {found['styles']}", flush=True)
+
+
+def save(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    torch.save(value, path.with_suffix(".tmp"))
+    os.replace(path.with_suffix(".tmp"), path)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """The model folder: fp16 weights, configuration, tokeniser, processor."""
+    out, to = arguments.out, arguments.to
+    kept = torch.load(out / (arguments.which + ".pt"), weights_only=True)
+    processor = load_processor(out / "processor")
+    model = make_model(processor.tokenizer, hidden=arguments.hidden, layers=arguments.layers, inner=arguments.inner)
+    model.load_state_dict(kept["model"])
+    model.half().save_pretrained(to)
+    save_processor(processor.tokenizer, to)
+    print({k: v for k, v in kept.items() if k != "model"}, sum(f.stat().st_size for f in to.iterdir()))
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, run in (("prepare", prepare), ("train", train), ("export", export)):
+        command = commands.add_parser(name)
+        command.set_defaults(run=run)
+        command.add_argument("--cache", type=Path)
+        command.add_argument("--data", type=Path)
+        command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--to", type=Path)
+        command.add_argument("--minutes", type=float, default=75)
+        command.add_argument("--every", type=float, default=8, help="minutes between marks on validation")
+        command.add_argument("--groups", type=int, default=3 if name == "train" else 2500)
+        command.add_argument("--rate", type=float, default=1.5e-3)
+        command.add_argument("--ema", type=float, default=0.998)
+        command.add_argument("--hidden", type=int, default=192)
+        command.add_argument("--layers", type=int, default=5)
+        command.add_argument("--inner", type=int, default=512)
+        command.add_argument("--which", default="best", choices=("best", "last"))
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()
