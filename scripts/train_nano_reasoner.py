@@ -356,7 +356,7 @@ class Maker:
         modality = picture.modality if picture else rng.choice(("CT", "MR", "MR", None))
         if modality is not None and rng.random() < 0.05:
             modality = None
-        number = 28 if kind == "full" else 16
+        number = 32 if kind == "full" else 20
         samples = [s for s in (self._sample(rng, picture, modality, names) for _ in range(number)) if s is not None]
         return Group(picture, modality, names, tuple(samples), kind)
 
@@ -461,7 +461,7 @@ class Maker:
             styles = (*self.styles, "out_of_region_reference", "absent") if answer == ABSENT else self.styles
             style = rng.choice(styles)
             made = write_request(name, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
-            if made is not None and len(made.text) < 330:
+            if made is not None and len(made.text) < 280:
                 return self._made(made.text, made.surface, name, picture, modality, answer, why, style)
         return None
 
@@ -560,15 +560,21 @@ def mark(exams: Sequence[Exam], reasoner: Any) -> dict[str, dict[str, Any]]:
 # ------------------------------------------------------------------------------------------------------------------ training
 
 
-def forward_behind(text_model: Any, tokens: torch.Tensor, cache: Any, positions: torch.Tensor) -> torch.Tensor:
-    """Last hidden states (N, T, H) of N continuations of one cached prefix, which is not copied N times as the stock forward would.
+def forward_behind(text_model: Any, tails: Sequence[Sequence[int]], cache: Any, start: int) -> torch.Tensor:
+    """Last hidden states (M, H) of the M tokens of some continuations of one cached prefix, one continuation after the other.
 
-    tokens (N, T), positions (1, T). The same numbers as the stock forward to 3e-6 (a test compares).
+    start: position of their first tokens. Neither the prefix is copied for each nor the short ones padded, as the stock forward would;
+    the same numbers to 3e-6 (a test compares).
     """
-    x = text_model.embed_tokens(tokens)
-    rows, length, _ = x.shape
-    cos, sin = (v[:, :, None] for v in text_model.rotary_emb(x, positions.unsqueeze(0).expand(3, -1, -1)))
-    causal = torch.full((length, length), -1e9).triu(1)
+    lengths = torch.tensor([len(tail) for tail in tails])
+    rows, longest, total = len(tails), int(lengths.max()), int(lengths.sum())
+    valid = torch.arange(longest)[None] < lengths[:, None]
+    place = torch.zeros((rows, longest), dtype=torch.long)
+    place[valid] = torch.arange(total)
+    causal = torch.full((longest, longest), -1e9).triu(1)
+    positions = (torch.arange(longest)[None].expand(rows, -1)[valid] + start)[None]
+    x = text_model.embed_tokens(torch.tensor([token for tail in tails for token in tail]))
+    cos, sin = (v[0, :, None] for v in text_model.rotary_emb(x[None], positions.unsqueeze(0).expand(3, -1, -1)))
 
     def normed(value: torch.Tensor, norm: Any) -> torch.Tensor:
         return F.rms_norm(value, (value.shape[-1],), norm.weight, norm.variance_epsilon)
@@ -581,17 +587,17 @@ def forward_behind(text_model: Any, tokens: torch.Tensor, cache: Any, positions:
         attention, mlp = layer.self_attn, layer.mlp
         size, heads = attention.head_dim, attention.q_proj.out_features // attention.head_dim
         h = normed(x, layer.input_layernorm)
-        shape = (rows, length, heads, size)
-        q = turned(normed(F.linear(h, attention.q_proj.weight).view(shape), attention.q_norm)) * size**-0.5
-        k = turned(normed(F.linear(h, attention.k_proj.weight).view(shape), attention.k_norm))
-        v = F.linear(h, attention.v_proj.weight).view(shape)
-        to_prefix = torch.bmm(q.permute(2, 0, 1, 3).reshape(heads, rows * length, size), stored.keys[0].transpose(1, 2))
-        to_own = q.transpose(1, 2) @ k.permute(0, 2, 3, 1) + causal
-        weights = torch.cat([to_prefix, to_own.transpose(0, 1).reshape(heads, rows * length, length)], -1).softmax(-1)
+        q = turned(normed(F.linear(h, attention.q_proj.weight).view(total, heads, size), attention.q_norm)) * size**-0.5
+        k = turned(normed(F.linear(h, attention.k_proj.weight).view(total, heads, size), attention.k_norm))
+        v = F.linear(h, attention.v_proj.weight).view(total, heads, size)
         before = stored.keys.shape[2]
-        from_prefix = torch.bmm(weights[..., :before], stored.values[0]).view(heads, rows, length, size).permute(1, 2, 0, 3)
-        from_own = (weights[..., before:].view(heads, rows, length, length).transpose(0, 1) @ v.transpose(1, 2)).transpose(1, 2)
-        x = x + F.linear((from_prefix + from_own).reshape(rows, length, heads * size), attention.o_proj.weight)
+        to_prefix = torch.bmm(q.transpose(0, 1), stored.keys[0].transpose(1, 2))  # heads, M, prefix
+        to_own = q[place].transpose(1, 2) @ k[place].permute(0, 2, 3, 1) + causal  # rows, heads, T, T
+        weights = torch.cat([to_prefix, to_own.transpose(1, 2)[valid].transpose(0, 1)], -1).softmax(-1)
+        from_prefix = torch.bmm(weights[..., :before], stored.values[0]).transpose(0, 1)
+        own = weights[..., before:].transpose(0, 1)[place].transpose(1, 2)
+        from_own = (own @ v[place].transpose(1, 2)).transpose(1, 2)[valid]
+        x = x + F.linear((from_prefix + from_own).reshape(total, heads * size), attention.o_proj.weight)
         h = normed(x, layer.post_attention_layernorm)
         x = x + F.linear(F.silu(F.linear(h, mlp.gate_proj.weight)) * F.linear(h, mlp.up_proj.weight), mlp.down_proj.weight)
     return normed(x, text_model.norm)
@@ -603,6 +609,7 @@ class Encoder:
     def __init__(self, reasoner: VlmReasoner, dropout: float) -> None:
         self.reasoner, self.tokeniser, self.dropout = reasoner, reasoner.tokenizer, dropout
         self.raw = self.tokeniser.backend_tokenizer
+        self._end = self._ids("</raw_prompt><|im_end|>\n<|im_start|>assistant\n")
 
     def prefix(self, group: Group) -> tuple[list[int], dict[str, Any]]:
         """Ids up to the request, and the image tensors."""
@@ -613,24 +620,18 @@ class Encoder:
         encoded = self.reasoner._encode([text], [image for message in dialogue for image in message.images])
         return encoded["input_ids"][0].tolist(), {k: v for k, v in encoded.items() if k not in ("input_ids", "attention_mask")}
 
-    def tails(self, group: Group, rng: random.Random) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, T) tokens, right-padded, and (N, T) bool: those whose prediction is scored."""
-        rows, marks = [], []
+    def tails(self, group: Group, rng: random.Random) -> tuple[list[list[int]], torch.Tensor]:
+        """What follows the prefix for every sample, and (M,) bool: the tokens whose next one is scored."""
+        rows: list[list[int]] = []
+        marks: list[bool] = []
         for sample in group.samples:
             self.raw.model.dropout = self.dropout if rng.random() < 0.6 else None
             asked = self._ids(inert(sample.text))
             self.raw.model.dropout = None
-            end = self._ids("</raw_prompt><|im_end|>\n<|im_start|>assistant\n")
             said = self._ids(sample.reply + "<|im_end|>")
-            rows.append(asked + end + said)
-            marks.append([False] * (len(asked) + len(end) - 1) + [True] * len(said) + [False])
-        longest = max(map(len, rows))
-        tokens = torch.full((len(rows), longest), self.tokeniser.pad_token_id)
-        scored = torch.zeros((len(rows), longest), dtype=torch.bool)
-        for n, (row, marked) in enumerate(zip(rows, marks, strict=True)):
-            tokens[n, : len(row)] = torch.tensor(row)
-            scored[n, : len(row)] = torch.tensor(marked)
-        return tokens, scored
+            rows.append([*asked, *self._end, *said])
+            marks += [False] * (len(asked) + len(self._end) - 1) + [True] * len(said) + [False]
+        return rows, torch.tensor(marks)
 
     def _ids(self, text: str) -> list[int]:
         return list(self.raw.encode(text, add_special_tokens=False).ids)
@@ -647,13 +648,12 @@ def augmented(picture: Picture | None, rng: random.Random) -> Picture | None:
 def group_loss(reasoner: VlmReasoner, encoder: Encoder, group: Group, rng: random.Random) -> tuple[torch.Tensor, int, int, int]:
     """(sum of losses, scored tokens, tokens, how many of the scored are right)."""
     ids, tensors = encoder.prefix(group)
-    tokens, scored = encoder.tails(group, rng)
+    tails, scored = encoder.tails(group, rng)
     cache, delta = reasoner._prefill(ids, tensors)
-    positions = torch.arange(tokens.shape[1])[None] + len(ids) + delta
-    hidden = forward_behind(reasoner.model.model.language_model, tokens, cache, positions)
-    wanted = tokens.roll(-1, 1)[scored]
+    hidden = forward_behind(reasoner.model.model.language_model, tails, cache, len(ids) + delta)
+    wanted = torch.tensor([token for tail in tails for token in tail]).roll(-1)[scored]
     logits = reasoner.model.lm_head(hidden[scored])
-    return F.cross_entropy(logits, wanted, reduction="sum"), len(wanted), tokens.numel() + len(ids), int((logits.argmax(-1) == wanted).sum())
+    return F.cross_entropy(logits, wanted, reduction="sum"), len(wanted), len(scored) + len(ids), int((logits.argmax(-1) == wanted).sum())
 
 
 def prepare(arguments: argparse.Namespace) -> None:
