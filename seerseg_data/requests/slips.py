@@ -25,16 +25,16 @@ _KEPT = frozenset(
 )
 """Words on whose spelling the meaning hangs: no slip touches them (sides have their own table)."""
 
-SIDE_SLIPS = {
+SIDE_SLIPS: dict[str, dict[str, tuple[str, ...]]] = {
     "train": {"left": ("lft", "leftt"), "right": ("rght", "rigt")},
     "val": {"left": ("lefft",), "right": ("riight",)},
-    "test": {"left": ("elft", "letf"), "right": ("rigth", "rihgt")},
+    "test": {"left": ("lfet", "letf"), "right": ("rigth", "rihgt")},
 }
 
 SOUNDS = {
     "train": (("ph", "f"), ("ae", "e"), ("oe", "e"), ("yst", "ist"), ("ca", "ka"), ("co", "ko"), ("cu", "ku")),
-    "val": (("ch", "k"), ("qu", "kw"), ("ei", "ie"), ("sc", "s"), ("gh", "g")),
-    "test": (("x", "ks"), ("th", "t"), ("rh", "r"), ("ce", "se"), ("ci", "si"), ("tion", "shun"), ("our", "er"), ("eu", "oo")),
+    "val": (("ch", "k"), ("qu", "kw"), ("ough", "uff"), ("ia", "ea"), ("ur", "er")),
+    "test": (("x", "ks"), ("tion", "shun"), ("our", "er"), ("eu", "oo"), ("ea", "ee"), ("v", "w"), ("um", "umb")),
 }
 """What is heard alike and written otherwise."""
 

@@ -38,9 +38,9 @@ target: {n}
 {n} segmentation
 segment {n}
 {n}?
-{n} here?
+{n} visible?
 find {n}
-{n} now pls
+{n} today pls
 {n} + volume
 want {n}
 draw {n}

@@ -226,7 +226,7 @@ hiya, {t} on this {m} please
 can u send me a mask of {t}
 any idea how big it is? please segment {t}
 pls do {t}, i check after lunch
-i only need {t} here
+i only need {t} this time
 could you outline {t} for us? ty!
 good evening, need {t} for tomorrow
 """,
@@ -234,7 +234,7 @@ good evening, need {t} for tomorrow
 oi, mask of {t} when u can?
 hey hey, think you could mark {t}?
 new patient, same as always: {t} please
-btw still missing {t} here
+btw still missing {t}
 :) could i have {t} outlined
 dm me the mask of {t} please
 if you are bored: {t} needs a contour

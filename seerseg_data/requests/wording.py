@@ -112,19 +112,29 @@ class _Writer:
     def write(self) -> Wording | None:
         if self.style.name == "label_prompt":
             return self._wording(self.target, self.target, "")
-        phrase = {
-            "abbr_or_short": self._short,
-            "ambiguous_abbreviation": self._ambiguous,
-            "implicit": lambda: self._form(("description", "lay"), shared=False),
-            "relational": self._relational,
-            "negated": self._negated,
-            "chat": lambda: self._form((*_NAMED, "lay")),
-        }.get(self.style.name, self._absent if self.style.absent else lambda: self._form(_NAMED))()
+        phrase = self._phrase()
         if phrase is None:
             return None
         family = self.rng.choice(self.style.families)
         text, template = self._sentence(family, phrase)
         return self._wording(self._damaged(text, phrase), phrase.surface, "+".join(p for p in (template, phrase.pattern) if p))
+
+    def _phrase(self) -> Form | None:
+        match self.style.name:
+            case "abbr_or_short":
+                return self._short()
+            case "ambiguous_abbreviation":
+                return self._ambiguous()
+            case "implicit":
+                return self._form(("description", "lay"), shared=False)
+            case "relational":
+                return self._relational()
+            case "negated":
+                return self._negated()
+            case "chat":
+                return self._form((*_NAMED, "lay"))
+            case _:
+                return self._absent() if self.style.absent else self._form(_NAMED)
 
     def _wording(self, text: str, surface: str, template: str) -> Wording:
         return Wording(" ".join(text.split()), self.style.name, self.split, surface, template, self.slips)
@@ -210,9 +220,12 @@ class _Writer:
         row = self._in_row()
         if row is not None:
             return row
-        ways = [self._beside_landmark, self._along, lambda: self._form(("relation",), shared=False)]
+        ways = [self._beside_landmark, self._along, self._stated]
         self.rng.shuffle(ways)
         return next((form for form in (way() for way in ways) if form is not None), None)
+
+    def _stated(self) -> Form | None:
+        return self._form(("relation",), shared=False)
 
     def _beside_landmark(self) -> Form | None:
         entry = self._sided()
@@ -265,7 +278,6 @@ class _Writer:
         if found is None:
             return None
         side, level, number, rib = found.groups()
-        first = "C1" if level else "1"
         if level:
             at, last = int(number), _LAST[level]
             below = f"{level}{at - 1}" if at > 1 else {"C": "", "T": "C7", "L": "T12"}[level]
@@ -277,7 +289,6 @@ class _Writer:
             kind, prefix = (f"{side} rib" if side else "rib"), "rib "
         if not below or not above:
             return None
-        del first
         text, pattern = self._pattern("next_in_row", phrases.NEXT_IN_ROW, "left", kind=kind, before=prefix + below, after=prefix + above)
         return Form(text, self.target, "name", pattern)
 
