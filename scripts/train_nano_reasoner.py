@@ -43,10 +43,11 @@ sys.path.insert(0, str(ROOT / "scripts"))
 from seerseg.protocols.base import ABSENT  # noqa: E402
 from seerseg.protocols.messages import Message  # noqa: E402
 from seerseg.protocols.seer import SYSTEM, SeerProtocol, inert, normalise_name  # noqa: E402
-from seerseg.reasoners.vlm import Decoding, VlmReasoner  # noqa: E402
+from seerseg.reasoners.decoding import Decoding  # noqa: E402
+from seerseg.reasoners.vlm import VlmReasoner  # noqa: E402
 from seerseg.reasoners.vlm_loading import Loaded, Source, load_processor  # noqa: E402
 from seerseg.views import CaseViews, PixelMap, View, ViewSpec  # noqa: E402
-from seerseg.vocabulary import Entry, LabelDescription, Vocabulary  # noqa: E402
+from seerseg.vocabulary import Entry, Vocabulary  # noqa: E402
 from seerseg.volume import Grid  # noqa: E402
 from seerseg_data.nano_vocabulary import CANONICAL  # noqa: E402
 from seerseg_data.phantoms import LABELS  # noqa: E402
@@ -61,6 +62,11 @@ TEMPLATE = (
     "{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}{% endif %}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+JOINS = (
+    (" ,", ","), (" .", "."), (" ;", ";"), (" :", ":"), (" - ", "-"), (" ' ", "'"), ("( ", "("), (" )", ")"), (" / ", "/"), (" _ ", "_"),
+    ("> ", ">"), (" <", "<"), ("ct of", "CT of"), ("mr of", "MR of"),
+)  # fmt: skip
+"""How decoded tokens become text: spaces around marks, and capitals that the normaliser took away."""
 INSTRUCTION_END = "Name the structure that the request asks for."
 PROTOCOL = SeerProtocol()
 HIPPOCAMPUS = ("anterior hippocampus", "posterior hippocampus")
@@ -96,8 +102,7 @@ def make_tokeniser(corpus: Sequence[str]) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
         ]
     )
-    joins = [decoders.Replace(old, new) for old, new in ((" ,", ","), (" .", "."), (" ;", ";"), (" :", ":"), (" - ", "-"), (" ' ", "'"), ("( ", "("), (" )", ")"), (" / ", "/"), (" _ ", "_"), ("> ", ">"), (" <", "<"), ("ct of", "CT of"), ("mr of", "MR of"))]  # fmt: skip
-    raw.decoder = decoders.Sequence([decoders.ByteLevel(), *joins])
+    raw.decoder = decoders.Sequence([decoders.ByteLevel(), *(decoders.Replace(old, new) for old, new in JOINS)])
     raw.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
@@ -173,7 +178,9 @@ def wrap(model: Any, folder: Path, *, max_new_tokens: int = 64) -> VlmReasoner:
     """The product's reasoner around a model in memory; processor and tokeniser from `folder`."""
     processor = load_processor(folder)
     source = Source(folder, None, "nano")
-    return VlmReasoner(Loaded(model, processor, processor.tokenizer, source, "training", ""), Decoding(max_new_tokens=max_new_tokens, max_batch=48))
+    return VlmReasoner(
+        Loaded(model, processor, processor.tokenizer, source, "training", ""), Decoding(max_new_tokens=max_new_tokens, max_batch=48)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures
@@ -313,8 +320,8 @@ class Group:
 
 KINDS = {"hippocampus": 0.20, "full": 0.14, "scan": 0.28, "any": 0.26, "open": 0.08, "made_up": 0.04}
 _NONSENSE = (
-    "hello", "thanks", "table", "banana", "river", "car keys", "the dog", "coffee", "my appointment", "invoice", "window", "shoe", "bicycle",
-    "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz", "what is this", "help",
+    "hello", "thanks", "table", "banana", "river", "car keys", "the dog", "coffee", "my appointment", "invoice", "window", "shoe",
+    "bicycle", "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz", "what is this", "help",
 )  # fmt: skip
 
 
@@ -414,7 +421,9 @@ class Maker:
 
     def _made_up(self, rng: random.Random) -> tuple[None, tuple[str, ...]]:
         def word() -> str:
-            return "".join(rng.choice("bcdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4))) + rng.choice(("", "n", "s", "m"))
+            return "".join(rng.choice("bcdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 4))) + rng.choice(
+                ("", "n", "s", "m")
+            )
 
         return None, tuple(dict.fromkeys(" ".join(word() for _ in range(rng.choice((1, 1, 2)))) for _ in range(rng.randint(2, 10))))
 
@@ -456,7 +465,9 @@ class Maker:
     ) -> Sample | None:
         from seerseg_data.requests import Context, write_request
 
-        context = Context(modality=modality, names=names if len(names) < 90 else (), unsided=picture is not None and picture.kind == "hippocampus")
+        context = Context(
+            modality=modality, names=names if len(names) < 90 else (), unsided=picture is not None and picture.kind == "hippocampus"
+        )
         for _ in range(6):
             styles = (*self.styles, "out_of_region_reference", "absent") if answer == ABSENT else self.styles
             style = rng.choice(styles)
@@ -496,7 +507,9 @@ def make_exams(held: Sequence[Picture], vocabulary: Vocabulary, split: str = "va
     rng = random.Random(5)
     exams: dict[str, list[tuple[Picture, tuple[str, ...], str, str, str]]] = defaultdict(list)
 
-    def add(exam: str, picture: Picture, names: tuple[str, ...], target: str, answer: str, count: int, styles: tuple[str, ...] | None) -> None:
+    def add(
+        exam: str, picture: Picture, names: tuple[str, ...], target: str, answer: str, count: int, styles: tuple[str, ...] | None
+    ) -> None:
         near = names if len(names) < 90 else ()
         context = Context(modality=picture.modality, names=near, unsided=picture.kind == "hippocampus")
         seed = f"{split}|{exam}|{len(exams[exam])}"
@@ -509,7 +522,16 @@ def make_exams(held: Sequence[Picture], vocabulary: Vocabulary, split: str = "va
         add("full list", picture, maker.core, rng.choice(HIPPOCAMPUS), HIPPOCAMPUS[0], 0, None)
         for target in HIPPOCAMPUS:
             add("full list", picture, maker.core, target, target, 8, None)
-    styles = ("abbr_or_short", "messy_or_misspelled", "keyboard_slips", "negated", "relational", "implicit", "report_style", "clinical_request")
+    styles = (
+        "abbr_or_short",
+        "messy_or_misspelled",
+        "keyboard_slips",
+        "negated",
+        "relational",
+        "implicit",
+        "report_style",
+        "clinical_request",
+    )
     for picture in phantoms:
         seen = tuple(n for n in picture.seen if n in LABELS)
         for target in rng.sample(seen, 4):
@@ -519,7 +541,9 @@ def make_exams(held: Sequence[Picture], vocabulary: Vocabulary, split: str = "va
                 add("chest", picture, CT_CHEST, target, target, 8, styles)
     for picture in (*crops[:4], *phantoms[:6]):
         names = HIPPOCAMPUS if picture.kind == "hippocampus" else tuple(n for n in picture.seen if n in LABELS)
-        for target in rng.sample([n for n in maker.core if maker.entry(n).regions and picture.absent.issuperset(maker.entry(n).regions)], 4):
+        for target in rng.sample(
+            [n for n in maker.core if maker.entry(n).regions and picture.absent.issuperset(maker.entry(n).regions)], 4
+        ):
             add("absent", picture, names, target, ABSENT, 3, ("out_of_region_reference", "absent", "clinical_request"))
             add("absent, full list", picture, maker.core, target, ABSENT, 3, ("out_of_region_reference", "absent", "clinical_request"))
     return [Exam(name, tuple(rows)) for name, rows in exams.items() if rows]
@@ -558,6 +582,16 @@ def mark(exams: Sequence[Exam], reasoner: Any) -> dict[str, dict[str, Any]]:
 
 
 # ------------------------------------------------------------------------------------------------------------------ training
+
+
+def prefix_cache(model: Any, ids: Sequence[int], tensors: dict[str, Any]) -> tuple[Any, int]:
+    """Keys and values of a prefix with its images, gradients kept, and what M-RoPE adds to later positions."""
+    from transformers import DynamicCache
+
+    tokens = torch.tensor([list(ids)])
+    cache = DynamicCache(config=model.config.get_text_config())
+    model.model(input_ids=tokens, attention_mask=torch.ones_like(tokens), past_key_values=cache, use_cache=True, **tensors)
+    return cache, int(model.model.rope_deltas[0]) if "pixel_values" in tensors else 0
 
 
 def forward_behind(text_model: Any, tails: Sequence[Sequence[int]], cache: Any, start: int) -> torch.Tensor:
@@ -649,7 +683,7 @@ def group_loss(reasoner: VlmReasoner, encoder: Encoder, group: Group, rng: rando
     """(sum of losses, scored tokens, tokens, how many of the scored are right)."""
     ids, tensors = encoder.prefix(group)
     tails, scored = encoder.tails(group, rng)
-    cache, delta = reasoner._prefill(ids, tensors)
+    cache, delta = prefix_cache(reasoner.model, ids, tensors)
     hidden = forward_behind(reasoner.model.model.language_model, tails, cache, len(ids) + delta)
     wanted = torch.tensor([token for tail in tails for token in tail]).roll(-1)[scored]
     logits = reasoner.model.lm_head(hidden[scored])
@@ -696,7 +730,9 @@ def train(arguments: argparse.Namespace) -> None:
     encoder = Encoder(reasoner, 0.1)
     matrices = [p for p in model.parameters() if p.ndim > 1]
     rest = [p for p in model.parameters() if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.98))
+    optimiser = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.05}, {"params": rest, "weight_decay": 0.0}], lr=1.0, betas=(0.9, 0.98)
+    )
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     step, spent, best, seen = 0, 0.0, -1.0, 0
     if (out / "last.pt").exists():
@@ -715,7 +751,8 @@ def train(arguments: argparse.Namespace) -> None:
         if done >= 1 or spent - marked_at > 60 * arguments.every:
             best = max(best, examine(model, reasoner, average, exams, out, best, step=step, spent=spent, seen=seen, log=log))
             marked_at = spent = time.time() - began
-            save(out / "last.pt", {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average, "step": step, "spent": spent, "best": best, "seen": seen})  # fmt: skip
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "average": average}
+            save(out / "last.pt", {**state, "step": step, "spent": spent, "best": best, "seen": seen})
             if done >= 1:
                 return
         for group_of in optimiser.param_groups:
@@ -744,7 +781,8 @@ def train(arguments: argparse.Namespace) -> None:
                 average[name].lerp_(value, 1 - keep) if value.is_floating_point() else average[name].copy_(value)
         if step % 25 == 0:
             spent = time.time() - began
-            line = {"step": step, "minutes": round(spent / 60, 1), "requests": seen, "loss": round(total / count, 4), "tokens_right": round(right / count, 4), "tokens_per_s": round(tokens / (spent - told_at))}  # fmt: skip
+            line = {"step": step, "minutes": round(spent / 60, 1), "requests": seen, "loss": round(total / count, 4)}
+            line |= {"tokens_right": round(right / count, 4), "tokens_per_s": round(tokens / (spent - told_at))}
             print(json.dumps(line), file=log, flush=True)
             told_at, total, count, right, tokens = spent, 0.0, 0, 0, 0
 

@@ -1,0 +1,178 @@
+"""The shipped nano reasoner: its folder, its tokeniser, and what it has learnt."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import reasoner_contract as contract
+import torch
+
+from seerseg.episode import Targets, open_dialogues, reason
+from seerseg.errors import ModelError, WeightsError
+from seerseg.protocols.seer import SYSTEM, SeerProtocol, normalise_name
+from seerseg.reasoners import available_reasoners, load_reasoner
+from seerseg.reasoners.nano import SHIPPED, NanoReasoner
+from seerseg.segmenters import load_segmenter
+from seerseg.views import CaseViews, ViewSpec, render
+from seerseg.vocabulary import Vocabulary
+from seerseg.volume import Grid, Volume
+from seerseg_data.nano_vocabulary import CANONICAL
+from seerseg_data.phantoms import phantom
+
+PROTOCOL = SeerProtocol()
+MOST_BYTES = 15_000_000
+CHEST = ("ribs", "vertebral column", "left lung", "right lung", "lungs", "heart", "aorta", "trachea")
+pytestmark = pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="the shipped weights are not in this checkout")
+
+
+@pytest.fixture(scope="module")
+def nano() -> NanoReasoner:
+    made = load_reasoner("nano")
+    assert isinstance(made, NanoReasoner)
+    return made
+
+
+@pytest.fixture(scope="module")
+def chest() -> CaseViews:
+    drawn = phantom("chest", 7001, spacing_zyx_mm=(8.0, 5.0, 5.0))
+    return render(Volume(drawn.array_zyx, Grid(drawn.array_zyx.shape, drawn.affine), "CT"), ViewSpec(size_px=448))
+
+
+def answers(nano: NanoReasoner, views: CaseViews, requests: list[str], names: tuple[str, ...]) -> list[str]:
+    dialogues = open_dialogues(views, requests, protocol=PROTOCOL, targets=Targets(names, closed=bool(names)))
+    reason(dialogues, nano, retries=0)
+    return ["absent" if d.answer and d.answer.absent else d.answer.target or "" if d.answer else "" for d in dialogues]
+
+
+def test_the_folder_is_small_and_says_what_it_is() -> None:
+    assert sum(f.stat().st_size for f in SHIPPED.iterdir()) <= MOST_BYTES
+    card = (SHIPPED / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for said in ("CC-BY-SA", "Not for clinical use", "scripts/train_nano_reasoner.py", "seerseg_data/splits/hippocampus.json", "Limits"):
+        assert said in card
+    assert "nano" in available_reasoners()
+    assert json.loads((SHIPPED / "config.json").read_text())["model_type"] == "qwen3_vl"
+
+
+def test_card_and_settings(nano: NanoReasoner, tmp_path: Path) -> None:
+    assert (nano.card.name, nano.card.licence, nano.card.source) == ("nano", "CC-BY-SA-4.0", "shipped with seerseg")
+    assert load_reasoner("nano", max_new_tokens=8).card.identity != nano.card.identity
+    with pytest.raises(ModelError, match="no setting 'beams'"):
+        load_reasoner("nano", beams=2)
+    with pytest.raises(WeightsError, match="no model folder"):
+        load_reasoner(f"nano:{tmp_path / 'none'}")
+
+
+def test_contract(nano: NanoReasoner) -> None:
+    contract.check_card(nano)
+    contract.check_deterministic(nano)
+
+
+@pytest.mark.slow
+def test_odd_requests_are_survived(nano: NanoReasoner) -> None:
+    contract.check_survives(nano)
+
+
+def test_the_fixed_sentences_of_the_grammar_are_short(nano: NanoReasoner, chest: CaseViews) -> None:
+    """A changed system prompt would be read word by word, which these weights never learnt: train anew after changing it."""
+    assert len(nano.tokenizer(SYSTEM)["input_ids"]) == 1
+    encoded = nano.encode(PROTOCOL.opening(chest, "left lung", (), CHEST))
+    assert len(encoded.ids) < 200
+
+
+def test_names_are_written_as_they_are_read(nano: NanoReasoner) -> None:
+    for name in (*CANONICAL, *Vocabulary.load().names):
+        ids = nano.tokenizer(f"<answer>{name}</answer>")["input_ids"]
+        said = nano.tokenizer.decode(ids, skip_special_tokens=True)
+        assert normalise_name(said) == normalise_name(f"<answer>{name}</answer>")
+        assert len(ids) <= 16
+
+
+def test_replies_keep_the_grammar(nano: NanoReasoner, chest: CaseViews) -> None:
+    asked = ["left lung", "plz outlne the ribs", "what about the spine?", "asdf", "the heart, not the lungs"]
+    for names in (CHEST, (), load_segmenter("nano").capabilities.vocabulary):
+        dialogues = [PROTOCOL.opening(chest, text, (), names) for text in asked]
+        for reply in nano.reply(dialogues):
+            assert PROTOCOL.wellformed(reply[0]) == 1.0, reply
+
+
+def test_label_prompts_and_slips_on_a_phantom(nano: NanoReasoner, chest: CaseViews) -> None:
+    assert answers(nano, chest, list(CHEST), CHEST) == list(CHEST)
+    asked = ["lft lung", "plz segmnt the right lng", "ribz", "the R lung", "outline the haert pls", "aorta only"]
+    expected = ["left lung", "right lung", "ribs", "right lung", "heart", "aorta"]
+    found = answers(nano, chest, asked, CHEST)
+    assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 5, found
+
+
+def test_what_is_not_listed_is_absent(nano: NanoReasoner, chest: CaseViews) -> None:
+    asked = ["prostate", "left hippocampus", "urinary bladder", "left femur"]
+    assert answers(nano, chest, asked, CHEST).count("absent") >= 3
+
+
+def test_prefix_sharing_is_the_stock_generate(nano: NanoReasoner, chest: CaseViews) -> None:
+    dialogues = [PROTOCOL.opening(chest, text, (), CHEST) for text in ("left lung", "could you kindly outline the ribs?", "spine")]
+    shared = [r[0] for r in nano.reply(dialogues)]
+    for dialogue, reply in zip(dialogues, shared, strict=True):
+        text = nano.chat(dialogue)
+        images = [image for message in dialogue for image in message.images]
+        encoded = nano._encode([text], images)
+        ids = nano.model.generate(**encoded, do_sample=False, max_new_tokens=96)
+        assert nano.tokenizer.decode(ids[0, encoded["input_ids"].shape[1] :], skip_special_tokens=True).strip() == reply
+
+
+def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the shipped reasoner opened a socket")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    load_reasoner("nano")
+
+
+def recipe() -> ModuleType:
+    """The training script, which is no module of the package."""
+    path = Path(__file__).resolve().parents[1] / "scripts" / "train_nano_reasoner.py"
+    spec = importlib.util.spec_from_file_location("train_nano_reasoner", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = made
+    spec.loader.exec_module(made)
+    return made
+
+
+def test_the_recipe_trains_on_the_numbers_of_the_stock_forward(nano: NanoReasoner) -> None:
+    script = recipe()
+    rng = random.Random(0)
+    pixels = np.random.default_rng(0).integers(0, 255, (3, script.SIDE_PX, script.SIDE_PX), dtype=np.uint8)
+    seen = ("left lung", "right lung", "ribs", "vertebral column", "lungs")
+    shown = script.Picture(pixels, "torso", "CT", "axial", seen, (), frozenset({"head"}), "chest")
+    crop = script.Picture(pixels, "hippocampus", "MR", "axial", ("hippocampus",), (), frozenset({"chest"}), "head")
+    maker = script.Maker([shown, crop], Vocabulary.load())
+    encoder = script.Encoder(nano, 0.0)
+    for kind in script.KINDS:
+        group = maker.group(rng, kind)
+        assert group.samples
+        for sample in group.samples:
+            assert PROTOCOL.wellformed(sample.reply) == 1.0
+            assert sample.answer == "absent" or not group.names or sample.answer in group.names
+    group = maker.group(rng, "scan")
+    ids, tensors = encoder.prefix(group)
+    tails, scored = encoder.tails(group, rng)
+    with torch.no_grad():
+        cache, delta = script.prefix_cache(nano.model, ids, tensors)
+        hidden = script.forward_behind(nano.model.model.language_model, tails, cache, len(ids) + delta)
+        assert len(hidden) == len(scored) == sum(map(len, tails))
+        asked = nano.encode(PROTOCOL.opening(script.as_views(shown, group.modality), group.samples[0].text, (), group.names))
+        assert asked.ids == ids + tails[0][: len(asked.ids) - len(ids)], "training sees the tokens that prediction sends"
+        whole = torch.tensor([ids + tails[0]])
+        kinds = {"mm_token_type_ids": torch.nn.functional.pad(tensors["mm_token_type_ids"], (0, len(tails[0])))}
+        stock = nano.model.model(input_ids=whole, attention_mask=torch.ones_like(whole), **{**tensors, **kinds}).last_hidden_state[0]
+    assert torch.allclose(stock[len(ids) :], hidden[: len(tails[0])], atol=1e-3)
