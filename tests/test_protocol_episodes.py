@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from hypothesis import given, settings
-from protocol_contract import replies, trace_of
+from PIL import Image
+from protocol_contract import replies, trace_of, volume_of
 
 from seerseg.cli.predict import predict
 from seerseg.episode import Dialogue, Episode, Targets, conclude, draw, finish, open_dialogues, solve
 from seerseg.errors import SegmenterError
+from seerseg.prediction import Predictor
 from seerseg.prompts import Prompt
 from seerseg.protocols import BUILT_IN, load_protocol
 from seerseg.protocols.base import Trace
@@ -395,3 +397,33 @@ def test_a_segmenter_that_a_protocol_cannot_use_is_refused_by_name(stored: Path,
     )
     assert done.exit_code == 1
     assert "text" in done.output
+
+
+PICTURE_REPLIES = {
+    "medvol-r1": ['<think>t</think><answer>[{"slice": 0, "bbox_2d_list": [[100, 150, 400, 450]]}]</answer>'],
+    "medreasoner": ["<think>t</think><answer>{'bbox': [100, 150, 400, 450], 'points_1': [250, 300], 'points_2': [220, 330]}</answer>"],
+    "medsam-agent": [
+        '<tool_call>{"name": "add_bbox", "arguments": {"bbox_2d": [100, 150, 400, 450]}}</tool_call>',
+        '<tool_call>{"name": "add_point", "arguments": {"point_2d": [250, 300], "point_type": "positive"}}</tool_call>',
+        '<tool_call>{"name": "stop_action", "arguments": {}}</tool_call>',
+    ],
+}
+
+
+@pytest.mark.parametrize("name", PICTURE_REPLIES)
+def test_coordinates_on_a_picture_are_those_of_the_picture(name: str, tmp_path: Path) -> None:
+    """A disc in the upper left of a PNG, boxed where a person sees it, comes back where it is in the PNG."""
+    rows, cols = np.ogrid[:100, :100]
+    disc = (rows - 30) ** 2 + (cols - 25) ** 2 <= 12**2
+    picture = (np.random.default_rng(0).integers(20, 40, (100, 100)) + 180 * disc).astype(np.uint8)
+    Image.fromarray(picture).save(tmp_path / "disc.png")
+    predictor = Predictor("grow", ScriptedReasoner(PICTURE_REPLIES[name]), protocol=name, device="cpu")
+    made = predictor.predict(tmp_path / "disc.png", "what is bright here?")
+    assert made.status == "ok", made.message
+    assert made.array is not None
+    drawn = made.array[..., 0].T  # stored (x, y, z): x along the columns of the picture
+    assert 2 * (drawn & disc).sum() / (drawn.sum() + disc.sum()) > 0.95
+    if name == "medsam-agent":
+        views = render(volume_of(picture[None].astype(np.int16)), ViewSpec(size_px=64, also=("coronal",)))
+        assert len(views.views) == 1
+        assert views.others == ()

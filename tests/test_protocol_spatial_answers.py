@@ -14,7 +14,7 @@ from seerseg.protocols.medreasoner import MedReasonerProtocol
 from seerseg.protocols.medsam_agent import NO_MASK, MedSamAgentProtocol
 from seerseg.protocols.medvol_r1 import MedVolR1Protocol
 from seerseg.protocols.spatial import MOST_BOXES, box_numbers, box_of, key_slice, number, point_of
-from seerseg.views import CaseViews, render, render_slice
+from seerseg.views import CaseViews, ViewSpec, render, render_slice
 from seerseg.volume import Mask
 
 medvol, medreasoner, agent = MedVolR1Protocol(), MedReasonerProtocol(), MedSamAgentProtocol()
@@ -377,3 +377,9 @@ def test_further_planes_are_rendered_when_asked_for_and_an_image_has_only_its_ow
         read = agent.read(call("add_bbox", bbox_2d=[0, 0, 999, 999]), flat)
         assert isinstance(read, Answer)
     assert render(views.source, views.spec).spec == views.spec  # type: ignore[arg-type]
+
+
+def test_a_spec_of_one_plane_is_written_as_it_always_was() -> None:
+    assert "also" not in ViewSpec().to_json()
+    several = ViewSpec(also=("coronal", "sagittal"))
+    assert ViewSpec.from_json(json.loads(json.dumps(several.to_json()))) == several
