@@ -36,6 +36,7 @@ from seerseg.vocabulary import LabelDescription
 
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
+BANK = "bank"
 DEFAULT_REASONER = "lexicon"
 DEFAULT_SEGMENTER = "nano"
 DEFAULT_PROTOCOL = "seer"
@@ -146,7 +147,8 @@ class Model:
             "reasoner_identity": self.reasoner.card.identity,
             "segmenter": self.segmenter.card.name,
             "segmenter_identity": self.segmenter.card.identity,
-            "bank": self.spec.bank,
+            "bank": self.bank.mode,
+            "bank_identity": self.bank.identity,
             "dataset": self.spec.dataset,
             "fold": self.spec.fold,
             "identity": self.identity,
@@ -284,8 +286,12 @@ def open_model(
     device: str = "cpu",
     dtype: str | None = None,
     offline: bool = True,
+    bank: Retriever | str | Path | None = None,
 ) -> Model:
-    """The model in a folder, or the shipped defaults; what is given besides replaces a part."""
+    """The model in a folder, or the shipped defaults; what is given besides replaces a part.
+
+    bank: a retriever, a bank folder, or "none"; None for the model's own. BankError when it cannot be opened.
+    """
     spec = read_spec(folder) if folder is not None else ModelSpec()
     changes: dict[str, Any] = {}
     if isinstance(reasoner, str):
@@ -304,4 +310,18 @@ def open_model(
         offline=offline,
         reasoner_given=None if reasoner is None or isinstance(reasoner, str) else reasoner,
         segmenter_given=None if segmenter is None or isinstance(segmenter, str) else segmenter,
+        bank=_bank(bank, spec),
     )
+
+
+def _bank(given: Retriever | str | Path | None, spec: ModelSpec) -> Retriever:
+    """The bank that was given, else the one in the model's folder; its mode is what results are marked with."""
+    if given is not None and not isinstance(given, str | Path):
+        return given
+    if given == "none" or (given is None and (spec.bank == "none" or spec.folder is None)):
+        return EmptyBank()
+    from seerseg.skills.retrieval import FrozenBank
+
+    if given is not None:
+        return FrozenBank.open(Path(given).expanduser())
+    return FrozenBank.open(Path(str(spec.folder)) / BANK)

@@ -27,6 +27,7 @@ _SHOWN_LINES = 8
 @option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano.")
 @option("--reasoner", metavar="NAME", help="Name, name:source, folder or hub id. Default: the model's, else lexicon.")
 @option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
+@option("--bank", metavar="DIR", help="Skill bank that is shown to the reasoner, or none. Default: the model's.")
 @option("-m", "--model_folder", metavar="DIR", help="A trained model.")
 @option("-d", "--dataset", metavar="ID", help="Dataset whose trained model is used, with -f.")
 @option("-f", "--fold", type=int, metavar="FOLD", help="Fold of the trained model. Default with -d: 0.")
@@ -123,6 +124,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         dtype=given["dtype"],
         offline=given["offline"],
         seed=given["seed"],
+        bank=given["bank"],
     )
 
 

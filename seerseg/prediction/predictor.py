@@ -22,6 +22,7 @@ from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session
 from seerseg.segmenters.cache import CachedSegmenter
+from seerseg.skills.base import Retriever
 from seerseg.views import render
 from seerseg.volume import Mask, SourceGeometry, Volume, read_case
 from seerseg.volume.orientation import to_stored
@@ -69,6 +70,7 @@ class Predictor:
         dtype: str | None = None,
         offline: bool = True,
         seed: int = 0,
+        bank: str | Path | Retriever | None = None,
     ) -> None:
         self.seed = seed
         self.model: Model = open_model(
@@ -79,6 +81,7 @@ class Predictor:
             device=device,
             dtype=dtype,
             offline=offline,
+            bank=bank,
         )
         self._lock = threading.RLock()
 

@@ -192,13 +192,13 @@ class FrozenBank:
         return FrozenBank(SkillIndex.of(kept), digest, weights=weights, mode=mode)
 
     @staticmethod
-    def open(folder: Path, *, number: int | None = None, weights: Weights | None = None, mode: str = "frozen") -> FrozenBank:
+    def open(folder: Path, *, number: int | None = None, weights: Weights | None = None) -> FrozenBank:
         """The newest (or a given) state of the bank in `folder`; BankError when there is none."""
         bank = BankFolder(folder)
         head = bank.head() if number is None else bank.head_at(number)
         if head is None:
             raise BankError(f"There is no skill bank in {folder}. Make one with seerseg_evolve or seerseg_bank add.")
-        return FrozenBank(open_index(bank.version_path(head.version), head.version), head.version, weights=weights, mode=mode)
+        return FrozenBank(open_index(bank.version_path(head.version), head.version), head.version, weights=weights, mode=bank.mode)
 
     def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
         """The skills that fit, best first."""

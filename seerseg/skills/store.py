@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from seerseg.errors import BankError, OutputError
-from seerseg.paths import read_json, write_text
+from seerseg.paths import read_json, write_json, write_text
 from seerseg.skills.base import Skill, check_skill
 
 SCHEMA = 1
@@ -107,7 +107,21 @@ class BankFolder:
         taken = set(head.consumed) if head else set()
         return [p for p in self._inbox() if p.name not in taken]
 
+    @property
+    def mode(self) -> str:
+        """How the bank was evolved: "frozen" unless `declare` said otherwise."""
+        path = self.folder / "bank.json"
+        return str(read_json(path, BankError, SCHEMA).get("mode", "frozen")) if path.exists() else "frozen"
+
     # ----------------------------------------------------------------------------------------------------------- changing
+
+    def declare(self, mode: str) -> None:
+        """Say once how the bank is evolved; BankError when it already is of another mode, for results carry it."""
+        if self.mode != mode and self.head() is not None:
+            raise BankError(
+                f"The bank {self.folder} is of mode {self.mode!r}; evolve another folder in mode {mode!r}, so that none is mistaken."
+            )
+        write_json(self.folder / "bank.json", {"schema": SCHEMA, "mode": mode})
 
     def hand_in(self, skills: Iterable[Skill]) -> Path:
         """Give skills (with their trials) to the bank from any process; they are in it after the next `fold`. Returns the file."""

@@ -1,0 +1,217 @@
+"""seerseg_evolve: rounds of SEER-Loop on a dataset and fold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json
+
+if TYPE_CHECKING:
+    from seerseg.dataset import RawDataset, Request, Splits
+    from seerseg.evolution.loop import Round, SeerLoop
+
+MODES = ("frozen", "transductive")
+
+
+@command("seerseg_evolve", epilog="Examples: seerseg_evolve 4 0 --rounds 3 | seerseg_evolve 4 0 -m MODEL | seerseg_predict ... --bank DIR")
+@click.argument("dataset", metavar="DATASET")
+@click.argument("fold", type=int, metavar="FOLD")
+@option("-m", "--model_folder", metavar="DIR", help="A trained model; its bank is evolved, in DIR/bank.")
+@option("--reasoner", metavar="NAME", help="Name, name:source or folder. Default: the model's, else lexicon.")
+@option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano.")
+@option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
+@option("-o", "--bank", "folder", metavar="DIR", help="The bank. Default: in the model's folder, else in the results folder.")
+@option("-p", "--plans_name", default="plans", metavar="NAME", help="Name of the plans file, without .json.")
+@option("--rounds", type=click.IntRange(1), default=3, help="Rounds in all; those that the bank holds are not done again.")
+@option("--per_round", type=click.IntRange(1), default=400, help="Training requests of a round, whole paraphrase sets.")
+@option("--tests", type=click.IntRange(3), default=24, help="Bank requests that a skill is tried on at most.")
+@option("--mode", type=click.Choice(MODES), default="frozen", help="transductive: SEER's released loop, on test cases with test labels.")
+@option(
+    "--vocabulary",
+    "vocabulary_splits",
+    type=click.Choice(["all", "train"]),
+    default="all",
+    help="Words that the lexicon knows: in experiments, train.",
+)
+@option("--seed", type=int, default=1234, help="Equal seeds give equal rounds.")
+@option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share a round's episodes ...")
+@option("--part_id", type=click.IntRange(0), default=0, envvar="SEERSEG_PART_ID", metavar="I", help="... only run part I of them, from 0.")
+@device_option
+@folder_options("raw", "preprocessed", "results")
+@json_option
+def evolve(**given: Any) -> None:
+    """Evolve a skill bank: learn on training cases, accept on bank cases, never look at validation and test.
+
+    Needs what seerseg_plan_and_preprocess and seerseg_make_requests made. With --num_parts the parts run the episodes of the next round
+    side by side; run the command once more without it to finish the round.
+    """
+    from seerseg.errors import UsageError
+
+    if given["part_id"] >= given["num_parts"]:
+        raise UsageError(f"--part_id {given['part_id']} does not exist: parts of --num_parts {given['num_parts']} count from 0.")
+    made, folder = _loop(given)
+    if given["num_parts"] > 1:
+        count = _run_part(made, given["num_parts"], given["part_id"])
+        click.echo(f"Part {given['part_id']} of {given['num_parts']}: {count} episodes are kept in {folder}.", err=given["as_json"])
+        return
+    rounds = made.run(lambda r: _say(r, given["as_json"]))
+    if given["as_json"]:
+        print_json({"bank": str(folder), "mode": given["mode"], "rounds": [r.to_json() for r in rounds]})
+    elif not rounds:
+        click.echo(f"The bank {folder} already holds {given['rounds']} rounds; ask for more with --rounds.")
+    else:
+        click.echo(f"The bank is in {folder}. Use it with seerseg_predict --bank {folder}")
+
+
+def _say(done: Round, as_json: bool) -> None:
+    click.echo(
+        f"Round {done.number}: {done.requests} requests, mean Dice {done.mean_plain:.3f} without and {done.mean_with:.3f} with the bank "
+        f"({done.helped} helped, {done.hurt} hurt); {done.proposed} proposed, {done.tested} tested, {done.accepted} accepted, "
+        f"{done.refused} refused, {done.retired} retired; {done.skills} skills.",
+        err=as_json,
+    )
+
+
+def _run_part(loop: SeerLoop, parts: int, part: int) -> int:
+    """The episodes of the next round that are this part's: whole cases, by name."""
+    from seerseg.skills.base import EmptyBank
+
+    finished = sum(h.message.startswith("round ") for h in loop.bank.history())
+    _, frozen, chosen = loop.prepare(finished + 1)
+    cases = sorted({r.case for r in chosen})[part::parts]
+    mine = [r for r in chosen if r.case in set(cases)]
+    for bank in (EmptyBank(), frozen):
+        loop.arena.run(mine, bank)
+    loop.raw.run(mine, EmptyBank())
+    return len(mine)
+
+
+def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
+    from seerseg.dataset import open_dataset
+    from seerseg.errors import RequestError
+    from seerseg.evolution.arena import StoreArena
+    from seerseg.evolution.loop import EvolveSettings, Fence, SeerLoop
+    from seerseg.model import Model, ModelSpec, read_spec
+    from seerseg.paths import preprocessed_folder, raw_folder, resolve_dataset
+    from seerseg.planning import load_plans
+    from seerseg.protocols.base import ABSENT
+    from seerseg.reasoners import load_reasoner
+    from seerseg.skills.store import BankFolder
+    from seerseg.store import open_case
+    from seerseg.vocabulary import Vocabulary
+
+    raw, stored = raw_folder(given["raw_folder"]), preprocessed_folder(given["preprocessed_folder"])
+    name = resolve_dataset(given["dataset"], raw)
+    dataset = open_dataset(raw / name)
+    if not dataset.requests:
+        raise RequestError(f"{dataset.folder} holds no requests.jsonl. Make it with seerseg_make_requests -d {given['dataset']}.")
+    splits = _splits(dataset, stored / name)
+    training, testing, held = _parts(dataset, splits, given["fold"], given["mode"])
+    plans = load_plans(stored / name / f"{given['plans_name']}.json")
+    spec = (
+        read_spec(Path(given["model_folder"]))
+        if given["model_folder"]
+        else ModelSpec(
+            views=plans.view_spec(),
+            targets=tuple(dataset.canonical(label) for label in dataset.labels),
+            closed=True,
+            descriptions=dataset.descriptions or None,
+        )
+    )
+    vocabulary = Vocabulary.load().only(("train",)) if given["vocabulary_splits"] == "train" else Vocabulary.load()
+    model = _model(spec, given)
+    folder = _bank_folder(given, name, model.spec)
+    BankFolder(folder).declare(given["mode"])
+    progress = _Shown()
+    memos = sorted(folder.glob("memo*.jsonl"))
+    suffix = f"_part{given['part_id']}" if given["num_parts"] > 1 else ""
+    words = Model(model.spec, reasoner_given=load_reasoner("verbatim"), segmenter_given=model.segmenter)
+    arena = StoreArena(dataset, stored / name, model, memo=folder / f"memo{suffix}.jsonl", read_also=memos, progress=progress.step)
+    verbatim = StoreArena(dataset, stored / name, words, memo=folder / f"memo_raw{suffix}.jsonl", read_also=memos)
+
+    def truth_of(request: Request) -> str:
+        return ABSENT if request.target is None else " and ".join(dataset.canonical(label) for label in request.target)
+
+    everything = dataset.requests
+    made = SeerLoop(
+        arena=arena,
+        raw=verbatim,
+        training=training,
+        testing=testing,
+        bank=BankFolder(folder),
+        vocabulary=vocabulary,
+        truth_of=truth_of,
+        modality_of=lambda case: open_case(stored / name, case).modality(),
+        settings=EvolveSettings(rounds=given["rounds"], per_round=given["per_round"], tests=given["tests"], seed=given["seed"]),
+        fence=Fence.around(held, everything, everything) if given["mode"] == "frozen" else None,
+    )
+    return made, folder
+
+
+def _model(spec: Any, given: dict[str, Any]) -> Any:
+    """The reasoner of the model; the lexicon with the vocabulary it may know."""
+    from dataclasses import replace
+
+    from seerseg.model import Model, resolve_device
+    from seerseg.reasoners import load_reasoner
+
+    changes = {part: given[part] for part in ("reasoner", "segmenter", "protocol") if given[part]}
+    spec = replace(spec, **changes, **({"segmenter_identity": None} if given["segmenter"] else {}))
+    device = resolve_device(given["device"])
+    settings: dict[str, Any] = {}
+    if spec.reasoner == "lexicon":
+        settings = {"descriptions": spec.descriptions} if spec.descriptions else {}
+        if given["vocabulary_splits"] == "train":
+            settings["splits"] = ["train"]
+    return Model(spec, device=device, reasoner_given=load_reasoner(spec.reasoner, device=device, **settings))
+
+
+def _splits(dataset: RawDataset, folder: Path) -> Splits:
+    from seerseg.dataset import load_or_make_splits
+
+    return load_or_make_splits(dataset, folder)
+
+
+def _parts(dataset: RawDataset, splits: Splits, fold: int, mode: str) -> tuple[list[Request], list[Request], set[str]]:
+    """Requests to learn from, requests to accept on, and cases that are held out."""
+    from seerseg.errors import UsageError
+
+    if not 0 <= fold < len(splits.folds):
+        raise UsageError(f"There is no fold {fold}: the splits of {dataset.name} have folds 0 to {len(splits.folds) - 1}.")
+    chosen = splits.folds[fold]
+    if mode == "transductive":
+        test = set(splits.test)
+        both = [r for r in dataset.requests if r.case in test and r.has_target]
+        return both, both, set()
+    known = [r for r in dataset.requests if r.has_target]
+    train, bank = set(chosen.train), set(chosen.bank)
+    return [r for r in known if r.case in train], [r for r in known if r.case in bank], {*splits.test, *chosen.val, *bank}
+
+
+def _bank_folder(given: dict[str, Any], name: str, spec: Any) -> Path:
+    from seerseg.model import BANK, run_name
+    from seerseg.paths import results_folder
+
+    last = BANK if given["mode"] == "frozen" else f"{BANK}_{given['mode']}"
+    if given["folder"]:
+        return Path(given["folder"]).expanduser()
+    if given["model_folder"]:
+        return Path(given["model_folder"]) / last
+    run = run_name(given["plans_name"], spec.protocol, spec.reasoner, spec.segmenter)
+    return results_folder(given["results_folder"]) / name / run / f"fold_{given['fold']}" / last
+
+
+class _Shown:
+    """Progress of each call of the arena."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def step(self, done: int, total: int) -> None:
+        """So many of these requests are done."""
+        if self._bar is None or self._bar.total != total:
+            self._bar = Progress(total, "Requests")
+        self._bar.step(max(0, done - self._bar.done))
