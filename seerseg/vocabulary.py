@@ -451,7 +451,7 @@ def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
             own += [_sided(f, side) for f in [Surface(base, "synonym"), *forms] if f.side in (None, side)]
             yield Entry(f"{side} {base}", base, side, None, f"{twin} {base}", (), surfaces=tuple(own), **common)  # type: ignore[arg-type]
         both = [Surface(plural, "name", "train", "both"), Surface(base, "synonym", "train", "both")]
-        both += [replace(f, side="both") for f in forms if "{S}" not in f.text and f.side is None]
+        both += [Surface(f.text, f.kind, f.split, "both") for f in forms if "{S}" not in f.text and f.side is None]
         yield Entry(plural, base, "both", None, None, members, surfaces=tuple(both), **common)
 
 
@@ -467,7 +467,7 @@ def _forms(raw: Mapping[str, Any], fill: Any) -> list[Surface]:
 
 
 def _sided(form: Surface, side: str) -> Surface:
-    return replace(form, text=form.text.replace("{S}", side[0].upper()), side=side)  # type: ignore[arg-type]
+    return Surface(form.text.replace("{S}", side[0].upper()), form.kind, form.split, side)  # type: ignore[arg-type]
 
 
 def _filler(number: int) -> Any:
