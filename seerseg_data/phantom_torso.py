@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
-from seerseg_data.phantom_body import LABELS, Body, Bool, Float, steps_mm
+from seerseg_data.phantom_body import ALL_LABELS, LABELS, Body, Bool, Float, steps_mm
 
 
 class Torso:
@@ -299,3 +299,29 @@ class Torso:
         body.paint(((x / 9.5) ** 2 + ((y - canal_y) / 8.5) ** 2 <= 1) & (z > -240), 25, "spinal cord")
         outside = ~self.skin & (np.abs(x) <= self.half_x.max())
         body.labels[outside & (body.hu < -300)] = 0
+
+    def draw_lesions(self) -> None:
+        """Liver tumours, lung nodules and kidney cysts, each wholly inside its organ, with labels of their own."""
+        rng = self.rng
+        for _ in range(int(rng.integers(1, 5))):
+            self._lesion("liver", "liver tumour", float(rng.uniform(7, 20)), 25 + 0.2 * self.contrast)
+        for side in ("right", "left"):
+            for _ in range(int(rng.integers(0, 3))):
+                self._lesion(f"{side} lung", f"{side} lung nodule", float(rng.uniform(5, 13)), 30.0)
+            if rng.random() < 0.5:
+                self._lesion(f"{side} kidney", f"{side} kidney cyst", float(rng.uniform(6, 13)), 5.0)
+
+    def _lesion(self, organ: str, name: str, radius_mm: float, hu: float) -> None:
+        """One lesion whose centre lies well inside what is left of the organ; nothing where the field does not show it."""
+        body = self.body
+        inside = body.labels == ALL_LABELS[organ]
+        steps = steps_mm(body)
+        rounds = max(1, round(0.5 * radius_mm / max(steps)))
+        boxes = ndimage.find_objects(inside.view(np.uint8))
+        where = np.argwhere(ndimage.binary_erosion(inside[boxes[0]], iterations=rounds)) if boxes else np.zeros((0, 3), dtype=int)
+        if not len(where):
+            return
+        z, y, x = where[int(self.rng.integers(len(where)))] + [part.start for part in boxes[0]]
+        centre = (float(body.x[z, y, x]), float(body.y[z, y, x]), float(body.z[z, y, x]))
+        radii = (self.some(radius_mm), self.some(radius_mm), self.some(radius_mm))
+        body.paint(body.ellipsoid(centre, radii) & inside, self.some(hu, 0.2), name)
