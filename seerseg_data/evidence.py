@@ -80,11 +80,11 @@ class Evidence:
 
     Slices are counted from 1 in display order along `plane`: shown, of the `shown_of` slices that the view spec shows; shown_largest,
     the one with the largest area; first_slice to last_slice, of all `slices_of` slices of the scan, of which it is on `slices_with`.
-    side: "left", "right", "both", "midline" or None when there is no midline to go by; thirds: for z, y, x the third of the body box
-    that its centre lies in, None where it fills most of the box or sides are unknown. extent_mm: (z, y, x) along the grid's axes.
-    contrast: "darker", "similar", "brighter" or None; hounsfield: median, of CT alone. pieces: connected components (26 neighbours);
-    main_piece: the largest one's share. edges: faces of the field of view that it reaches. picture: directions are those of the picture,
-    not of a patient.
+    side: "left", "mostly left", "right", "mostly right", "both", "midline" or None when there is no midline to go by; thirds: for
+    z, y, x the third of the body box that its centre lies in, None where it fills most of the box or sides are unknown. extent_mm:
+    (z, y, x) along the grid's axes. contrast: "darker", "similar", "brighter" or None; hounsfield: median, of CT alone. pieces:
+    connected components (26 neighbours); main_piece: the largest one's share. edges: faces of the field of view that it reaches.
+    picture: directions are those of the picture, not of a patient.
     """
 
     name: str
@@ -389,7 +389,7 @@ def _side(scene: Scene, target: Part, mask: Bool) -> str | None:
     if min(right, 1 - right) >= BOTH_SIDES:
         narrow = float(target.high_mm[0] - target.low_mm[0]) <= 4 * margin
         return "midline" if narrow else "both"
-    return None
+    return None if abs(float(target.centre_mm[0]) - scene.midline_mm) <= margin else "mostly right" if right > 0.5 else "mostly left"
 
 
 def _thirds(scene: Scene, target: Part) -> tuple[str | None, str | None, str | None]:
@@ -550,7 +550,7 @@ def _short(e: Evidence, rng: random.Random) -> str:
     if e.contrast is not None:
         parts.append(f"as bright as {around}" if e.contrast == "similar" else f"{e.contrast} than {around}")
     if e.side is not None:
-        parts.append({"left": "left of midline", "right": "right of midline", "both": "on both sides", "midline": "in the midline"}[e.side])
+        parts.append({"both": "on both sides", "midline": "in the midline"}.get(e.side, f"{e.side} of midline"))
     lesser: list[str] = []
     relation = next((r for r in e.relations if r.where), None)
     if relation is not None:
@@ -597,8 +597,8 @@ def _on_slices(e: Evidence) -> str:
 
 def _where(e: Evidence, rng: random.Random) -> list[str]:
     out = []
-    if e.side in ("left", "right"):
-        picture = "" if e.plane == "sagittal" else f", on the {'right' if e.side == 'left' else 'left'} of the picture"
+    if e.side is not None and e.side.endswith(("left", "right")):
+        picture = "" if e.plane == "sagittal" else f", on the {'right' if e.side.endswith('left') else 'left'} of the picture"
         out.append(f"It lies {e.side} of the midline{picture}.")
     elif e.side is not None:
         out.append("It lies on both sides of the midline." if e.side == "both" else "It lies in the midline.")

@@ -36,6 +36,7 @@ from seerseg.store import StoredCase, open_case
 from seerseg.views import ViewSpec
 from seerseg.vocabulary import Split, Vocabulary
 from seerseg_data.evidence import Detail, Evidence, Scene, measure, scene_sentences, sentences, survey
+from seerseg_data.requests.styles import STYLES
 from seerseg_data.trajectories import Expert, Trajectory, deepest, demonstrate
 
 Bool = NDArray[np.bool_]
@@ -44,23 +45,10 @@ VERSION = 1
 FILE = "traces.jsonl"
 CASES = "traces"
 _PRELOAD = ("blosc2", "scipy.ndimage", "seerseg_data.traces")
-_TAGS: dict[str, str] = {
-    "ambiguous_abbreviation": "ABBR_DISAMBIGUATE",
-    "abbr_or_short": "ABBR_DISAMBIGUATE",
-    "messy_or_misspelled": "MESSY_INPUT_REPAIR",
-    "out_of_region_reference": "OUT_OF_REGION_REJECT",
-    "clinical_request": "CLINICAL_REQUEST_NORMALIZE",
-    "report_style": "REPORT_STYLE_PARSE",
-    "verbose_request": "VERBOSE_PRUNE",
-    "formal_task": "PROMPT_NORMALIZE",
-}
 _TAG_WORDS = (
     ("MESSY_INPUT_REPAIR", "mess typo spell keyboard speech dictat noisy punct case"),
     ("ABBR_DISAMBIGUATE", "abbr short"),
     ("OUT_OF_REGION_REJECT", "absent region"),
-    ("NEGATION_RESOLVE", "negat exclu not"),
-    ("RELATION_RESOLVE", "relat position neighbour"),
-    ("DESCRIPTION_RESOLVE", "implicit function descri lay"),
     ("REPORT_STYLE_PARSE", "report"),
     ("CLINICAL_REQUEST_NORMALIZE", "clinic order"),
     ("VERBOSE_PRUNE", "verbose chat letter"),
@@ -116,7 +104,7 @@ class Job:
     id: str
     folder: Path
     requests: tuple[Request, ...]
-    notes: Mapping[str, Any]
+    notes: Mapping[str, Mapping[str, Any]]
     named: Named
     spec: ViewSpec
     channel: int
@@ -280,18 +268,23 @@ def _jobs(
     return jobs, faults
 
 
-def provenance(path: Path) -> dict[str, Any]:
-    """What a request file says of how each request was made (its key "provenance"), by id; lines that cannot be read say nothing."""
-    found: dict[str, Any] = {}
+def provenance(path: Path) -> dict[str, dict[str, Any]]:
+    """What a request file says, by id, of how each request was made: "asked" (the canonical name of what is asked for, also of what is
+    absent), "surface" (the words that name it), "slips" ("kind:word>what became of it"). Nothing for lines that say or are nothing."""
+    found: dict[str, dict[str, Any]] = {}
     try:
         data = path.read_bytes()
     except OSError:
         return found
     for number, raw in enumerate(data.split(b"\n"), start=1):
-        if b'"provenance"' in raw:
-            with contextlib.suppress(ValueError, AttributeError, RecursionError):
-                line = json.loads(raw)
-                found[str(line.get("id", f"line{number:05d}"))] = line["provenance"]
+        if b'"asked"' not in raw:
+            continue
+        with contextlib.suppress(ValueError, AttributeError, RecursionError):
+            line = json.loads(raw)
+            texts = {key: line[key] for key in ("asked", "surface", "writer") if isinstance(line.get(key), str)}
+            slips = [s for s in line.get("slips", ()) if isinstance(s, str)] if isinstance(line.get("slips", ()), list) else []
+            if texts.get("asked"):
+                found[str(line.get("id", f"line{number:05d}"))] = {**texts, "slips": slips}
     return found
 
 
@@ -557,16 +550,50 @@ def _remove_stale(folder: Path) -> None:
 
 
 def skill_tag(style: str) -> str:
-    """The skill tag of a style of request: SEER's for its eight, ours for the others, PROMPT_NORMALIZE for any else."""
-    if style in _TAGS:
-        return _TAGS[style]
-    words = set(re.split(r"[^a-z]+", style.casefold()))
-    return next((tag for tag, starts in _TAG_WORDS if any(w.startswith(s) for w in words if w for s in starts.split())), "PROMPT_NORMALIZE")
+    """The skill tag of a style of request: ours as `requests.styles` has them; for a style from elsewhere, the nearest by its words."""
+    if style in STYLES:
+        return STYLES[style].skill_tag
+    words = [w for w in re.split(r"[^a-z]+", style.casefold()) if w]
+    return next((tag for tag, starts in _TAG_WORDS if any(w.startswith(s) for w in words for s in starts.split())), "PROMPT_NORMALIZE")
 
 
-def rationale(request: Request, answer: str, job: Job, modality: str | None, note: Any = None) -> tuple[str, bool]:
-    """How the words of a request lead to the answer, and whether the lexicon, which knows the request's language split, reads them so
-    too. Where it does not, only what is certain is said."""
+def rationale(request: Request, answer: str, job: Job, modality: str | None, note: Mapping[str, Any] | None = None) -> tuple[str, bool]:
+    """How the words of a request lead to the answer, and whether that is known: by how the request was made (`provenance`), else because
+    the lexicon, which knows the request's language split, reads them so too. Where it is not, only what is certain is said."""
+    if note is not None:
+        return _told(request, answer, note), True
+    return _read(request, answer, job, modality)
+
+
+def _told(request: Request, answer: str, note: Mapping[str, Any]) -> str:
+    asked, surface = str(note["asked"]), str(note.get("surface", ""))
+    pairs = [slip.partition(":")[2].split(">") for slip in note.get("slips", ())]
+    mended = [(pair[1], pair[0]) for pair in pairs if len(pair) == 2 and pair[1]]
+    own = {w for text in (surface, asked) for w in text.casefold().split()}
+    chosen = sorted(mended, key=lambda m: m[1].casefold() not in own)[:3]
+    found = [", ".join(f"{wrong} -> {right}" for wrong, right in chosen)] if chosen else []
+    if note.get("writer"):
+        found = []  # rewritten since: only what is asked for is certain
+    elif request.style == "negated":
+        found.append(f"what is left out leaves {asked}")
+    elif surface and surface.casefold() != asked.casefold():
+        verb = {"abbreviation": "is short for", "description": "describes", "relation": "describes"}.get(_kind(asked, surface), "means")
+        found.append(f"'{surface}' {verb} {asked}")
+    if answer == ABSENT:
+        return "; ".join([*found, f"{asked} is not in this scan"])
+    if not found:
+        return f"named as it is: {answer}"
+    return "; ".join(found if found[-1].casefold().endswith(answer.casefold()) else [*found, f"so {answer}"])
+
+
+@lru_cache(maxsize=4096)
+def _kind(asked: str, surface: str) -> str:
+    vocabulary = Vocabulary.load()
+    entry = vocabulary.entries.get(asked) or vocabulary.resolve(asked)
+    return next((s.kind for s in entry.surfaces if s.text.casefold() == surface.casefold()), "") if entry is not None else ""
+
+
+def _read(request: Request, answer: str, job: Job, modality: str | None) -> tuple[str, bool]:
     names = tuple(job.named.canonical.values())
     decision = _lexicon(request.language_split, frozenset(names)).decide(request.text, names, modality=modality)
     spelt = _SPELT.match(decision.rationale)
