@@ -85,7 +85,7 @@ def train_sft(
             processing_class=loaded.processor,
             callbacks=kept,
         )
-        _no_chatter(trainer)
+        prepare(trainer)
         for callback in kept:
             if isinstance(callback, Answers):
                 callback.trainer = trainer
@@ -106,7 +106,12 @@ def score(metrics: Mapping[str, float]) -> float | None:
 
 def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> dict[str, Any]:
     """What every stage tells a transformers trainer; checkpoints are `Survival`'s, logs `Metrics`'."""
+    from transformers import TrainingArguments
+
+    names = ("gradient_checkpointing", "activation_checkpointing")  # the second is the newer name of the first; TRL's default is on
+    known = [name for name in names if name in TrainingArguments.__dataclass_fields__]
     return {
+        **dict.fromkeys(known, settings.checkpointing),
         "output_dir": str(run.saving),
         "max_steps": settings.steps,
         "per_device_train_batch_size": settings.micro_batch,
@@ -121,7 +126,6 @@ def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> di
         "bf16": settings.dtype == "bfloat16",
         "fp16": settings.dtype == "float16",
         "use_cpu": device == "cpu",
-        "gradient_checkpointing": settings.checkpointing,
         "train_sampling_strategy": "sequential",
         "logging_strategy": "steps",
         "logging_steps": 1,
@@ -246,8 +250,9 @@ def _trl() -> tuple[Any, Any]:
     return SFTTrainer, SFTConfig
 
 
-def _no_chatter(trainer: Any) -> None:
-    """Without transformers' own printing of logs."""
+def prepare(trainer: Any) -> None:
+    """Without transformers' own printing of logs, and without its writing of processors: the model folder has the base's files."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)
+    trainer.processing_class = None
