@@ -131,22 +131,31 @@ class _Job:
         processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         return _Job(plans, ground, run, source, reasoner, given["segmenter"], device, processes, rank)
 
+    def _samples(self, stage: str) -> Any:
+        """What there is to learn on: `train` and `val`."""
+        if stage == "sft":
+            from seerseg.training.data import read_samples
+
+            return read_samples(self.ground)
+        from seerseg.training.grpo import training_sets
+
+        return training_sets(self.ground)
+
     def settle(self, given: dict[str, Any]) -> tuple[TrainSettings, Estimate, Any]:
         """Settings for what there is to learn and for this machine's memory."""
         from seerseg.planning import hardware
-        from seerseg.training.data import read_samples
         from seerseg.training.memory import estimate, fitting
         from seerseg.training.settings import settings_from
         from seerseg.training.tuning import shape_of
 
         shape = shape_of(self.source)
         stage = given["stage"]
-        samples: Any = read_samples(self.ground) if stage == "sft" else _sets(self.ground)
+        samples: Any = self._samples(stage)
         settings = settings_from(
             self.plans,
             stage,
             parameters=shape.parameters,
-            units=len(samples.train) if stage == "sft" else len(samples),
+            units=len(samples.train),
             processes=self.processes,
             tuning=given["tuning"] or ("lora" if self.source.adapter is not None else None),
             steps=given["steps"],
@@ -174,14 +183,9 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
     segmenter = CachedSegmenter(load_segmenter(job.segmenter, device=job.device, offline=given["offline"]))
     with StopOnSignals() as stop:
         outside = _outside(job, stop, given["max_minutes"])
-        if given["stage"] == "sft":
-            from seerseg.training.sft import train_sft
-
-            ended = train_sft(
-                job.run, job.ground, samples, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device
-            )
-        else:
-            ended = _grpo(job, settings, samples, segmenter, latest, outside)
+        ended = _stage(given["stage"])(
+            job.run, job.ground, samples, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device
+        )
     if job.rank:
         return
     if ended.best is not None:
@@ -191,6 +195,16 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
         raise InterruptedRunError(f"Stopped by {stop.received or 'a signal'} at {step}; everything is saved. Run the same command with -c.")
     outside.say(f"{'Done' if ended.how == 'done' else 'Out of time'} at {step}. The model is in {job.run.root}")
     outside.say(f"Predict with it: seerseg_predict -m {job.run.root} -i IMAGES -o OUTPUT --prompt TEXT")
+
+
+def _stage(name: str) -> Any:
+    if name == "sft":
+        from seerseg.training.sft import train_sft
+
+        return train_sft
+    from seerseg.training.grpo import train_grpo
+
+    return train_grpo
 
 
 def _begin(job: _Job, settings: TrainSettings, given: dict[str, Any]) -> Checkpoint | None:
@@ -343,7 +357,7 @@ def _described(job: _Job, settings: TrainSettings, found: Estimate, samples: Any
         lines += [f"Left out  {count} traces: {reason}" for reason, count in samples.left_out.items()]
     else:
         lines.append(
-            f"Groups    {settings.paraphrases} wordings x {settings.samples} replies of {len(samples)} sets; lambda {settings.lambda_:g}"
+            f"Groups    {settings.paraphrases} wordings x {settings.samples} replies of {len(samples.train)} sets; lambda {settings.lambda_:g}"
         )
     every = f"every {settings.evaluate_steps} updates" if settings.evaluate_steps else "never"
     lines.append(f"Validate  {every}: loss of {settings.validation_rows} samples, answers and masks of {settings.validation_sets} sets")
@@ -372,21 +386,6 @@ def _show_progress(run: RunFolder, *, as_json: bool) -> None:
 
 def _size(size: float) -> str:
     return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
-
-
-def _sets(ground: Ground) -> Any:
-    """Paraphrase sets that grpo learns on."""
-    from seerseg.training import grpo  # type: ignore[attr-defined,unused-ignore]
-
-    return grpo.training_sets(ground)
-
-
-def _grpo(job: _Job, settings: TrainSettings, sets: Any, segmenter: Any, latest: Checkpoint | None, outside: Outside) -> Any:
-    from seerseg.training import grpo  # type: ignore[attr-defined,unused-ignore]
-
-    return grpo.train_grpo(
-        job.run, job.ground, sets, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device
-    )
 
 
 if __name__ == "__main__":

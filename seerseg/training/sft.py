@@ -72,7 +72,7 @@ def train_sft(
         trainer = trainer_class(
             model=loaded.model,
             args=config_class(
-                **common_arguments(run, settings, device),
+                **fitting_names(common_arguments(run, settings, device), config_class),
                 max_length=None,
                 eval_strategy="steps" if evaluates else "no",
                 eval_steps=settings.evaluate_steps if evaluates else None,
@@ -106,12 +106,7 @@ def score(metrics: Mapping[str, float]) -> float | None:
 
 def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> dict[str, Any]:
     """What every stage tells a transformers trainer; checkpoints are `Survival`'s, logs `Metrics`'."""
-    from transformers import TrainingArguments
-
-    names = ("gradient_checkpointing", "activation_checkpointing")  # the second is the newer name of the first; TRL's default is on
-    known = [name for name in names if name in TrainingArguments.__dataclass_fields__]
     return {
-        **dict.fromkeys(known, settings.checkpointing),
         "output_dir": str(run.saving),
         "max_steps": settings.steps,
         "per_device_train_batch_size": settings.micro_batch,
@@ -126,6 +121,7 @@ def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> di
         "bf16": settings.dtype == "bfloat16",
         "fp16": settings.dtype == "float16",
         "use_cpu": device == "cpu",
+        "activation_checkpointing": settings.checkpointing,
         "train_sampling_strategy": "sequential",
         "logging_strategy": "steps",
         "logging_steps": 1,
@@ -136,6 +132,15 @@ def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> di
         "disable_tqdm": True,
         "ddp_timeout": 7200,
     }
+
+
+def fitting_names(arguments: dict[str, Any], config_class: Any) -> dict[str, Any]:
+    """The arguments under the names that the installed versions have; TRL's own default would turn checkpointing on."""
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    known = config_class.__dataclass_fields__
+    value = arguments[new]
+    others = {name: item for name, item in arguments.items() if name != new}
+    return {**others, new: value, **({old: value} if old in known else {})} if new in known else {**others, old: value}
 
 
 def check_length(reasoner: VlmReasoner, ground: Ground, samples: Samples, settings: TrainSettings, outside: Outside) -> int:
