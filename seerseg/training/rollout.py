@@ -20,7 +20,7 @@ from seerseg.protocols.base import Protocol as Grammar
 from seerseg.protocols.messages import ImagePart
 from seerseg.reasoners.decoding import Encoded, Line
 from seerseg.reasoners.vlm import VlmReasoner
-from seerseg.rewards import Overlap, RewardConfig, Truth, attempt_of
+from seerseg.rewards import TERMS, Overlap, RewardConfig, Truth, attempt_of
 from seerseg.segmenters.base import Segmenter, Session
 from seerseg.skills.base import EmptyBank, Retriever
 from seerseg.training.callbacks import PartTimer
@@ -107,18 +107,19 @@ class StoredScenes:
 
 @dataclass(frozen=True)
 class Job:
-    """A reply to be drawn. key: what its random numbers are made from."""
+    """A reply to be drawn. key: what its random numbers are made from; None: the likeliest reply."""
 
     case: str
     target: tuple[str, ...] | None
     text: str
-    key: str
+    key: str | None
 
 
 @dataclass(eq=False)
 class Rollout:
     """A dialogue as it goes and what came of it. prompt: tokens before the first reply; reply: all tokens after it; own: 1 for each of
-    them that the model chose, 0 for what it was shown; line: everything so far; images: everything shown; values: reward terms."""
+    them that the model chose, 0 for what it was shown; line: everything so far; images: everything shown; values: reward terms and
+    Dice."""
 
     job: Job
     dialogue: Dialogue
@@ -199,7 +200,7 @@ class Rollouts:
             drawn.append(thread.submit(self._draw, batch, sessions))
 
         with self.parts.part("generate"):
-            lines = [Line(rollout.line, f"{rollout.job.key}|{turn}") for rollout in waiting]
+            lines = [Line(r.line, None if r.job.key is None else f"{r.job.key}|{turn}") for r in waiting]
             self.reasoner.decoder.replies(lines, finished)
         with self.parts.part("wait"):
             _results(drawn)
@@ -231,7 +232,8 @@ class Rollouts:
             for rollout in batch:
                 if rollout.dialogue.done:
                     truth = self._truth(rollout)
-                    rollout.values = self.reward.values(attempt_of(rollout.dialogue, truth, overlaps=rollout.overlaps), truth)
+                    attempt = attempt_of(rollout.dialogue, truth, overlaps=rollout.overlaps)
+                    rollout.values = {"dice": TERMS["dice"](attempt, truth), **self.reward.values(attempt, truth)}
                     rollout.dialogue.segmentation = None  # a mask per rollout is much to hold
 
     def _truth(self, rollout: Rollout) -> Truth:
