@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
+from typing import Protocol as Protocol_
 
 import numpy as np
 
@@ -48,6 +49,14 @@ class Targets:
         return None if self.closed else said
 
 
+class Recorded(Protocol_):
+    """Anything that goes into the record of an episode."""
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Episode:
     """One request solved.
@@ -56,7 +65,7 @@ class Episode:
     "empty" the segmenter found nothing of a target it was sure to look for, mask empty; "unsupported" the segmenter cannot
     do what was answered, no mask; "fault" no reply could be read, no mask. message: a sentence for the person, or "".
     drawn_from: the kinds of prompt that the segmenter was given; agreement: how mask and answer fit, where the protocol checks it; turns:
-    what came of each action of a dialogue of several turns (masks only where they were kept).
+    what came of each action of a dialogue of several turns (masks only where they were kept); consensus: how several readings agreed.
     """
 
     request: str
@@ -74,6 +83,7 @@ class Episode:
     drawn_from: tuple[str, ...] = ()
     agreement: Agreement | None = None
     turns: tuple[Segmentation, ...] = ()
+    consensus: Recorded | None = None
 
     @property
     def target(self) -> str | None:
@@ -96,6 +106,7 @@ class Episode:
             "prompt": answer.prompt.to_json() if answer and answer.prompt else None,
             "drawn_from": list(self.drawn_from),
             "agreement": self.agreement.to_json() if self.agreement else None,
+            "consensus": self.consensus.to_json() if self.consensus else None,
             "turns": [{"prompt": t.prompt.to_json(), "status": t.status, "message": t.message} for t in self.turns],
             "replies": list(self.replies),
             "skills_shown": list(self.skills_shown),

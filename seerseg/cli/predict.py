@@ -39,6 +39,8 @@ _SHOWN_LINES = 8
 @option("--per_request", is_flag=True, help="Also write <case>__<request id>.nii.gz for each request.")
 @option("--overlay", is_flag=True, help="Also write <case>.png, slices with the masks on them.")
 @option("--report", "html", is_flag=True, help="Also write report.html: everything asked, answered and drawn, with the pictures.")
+@option("--consensus", type=click.IntRange(1), default=1, metavar="N", help="Read each request N times; keep the mask most agree with.")
+@option("--abstain_below", type=click.FloatRange(0, 1), default=0.0, help="With --consensus: agreement under which nothing is drawn.")
 @option("--overwrite", is_flag=True, help="Do cases again that are done. Default: continue.")
 @option("--continue_prediction", is_flag=True, help="The default; taken because nnU-Net's users type it.")
 @option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share the cases among N runs ...")
@@ -102,6 +104,7 @@ def predict(**given: Any) -> None:
 def _predictor(given: dict[str, Any]) -> Predictor:
     from pathlib import Path
 
+    from seerseg.consensus import ConsensusSettings
     from seerseg.errors import UsageError
     from seerseg.model import find_run
     from seerseg.paths import results_folder
@@ -125,6 +128,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         offline=given["offline"],
         seed=given["seed"],
         bank=given["bank"],
+        consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -12,6 +12,7 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from seerseg.consensus import ConsensusSettings, open_readings, read, settle
 from seerseg.dataset import check_text
 from seerseg.episode import Dialogue, Episode, finish, open_dialogues, reason
 from seerseg.errors import ImageError, UsageError
@@ -71,8 +72,10 @@ class Predictor:
         offline: bool = True,
         seed: int = 0,
         bank: str | Path | Retriever | None = None,
+        consensus: ConsensusSettings | None = None,
     ) -> None:
         self.seed = seed
+        self.consensus = consensus or ConsensusSettings()
         self.model: Model = open_model(
             Path(model_folder).expanduser() if model_folder is not None else None,
             reasoner=reasoner,
@@ -108,7 +111,8 @@ class Predictor:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything of the model that shapes a mask, for resume and records."""
-        return {**self.model.describe(), "seed": self.seed}
+        plain = {**self.model.describe(), "seed": self.seed}
+        return plain if self.consensus.readings == 1 else {**plain, "consensus": asdict(self.consensus)}
 
     @overload
     def predict(
@@ -156,21 +160,33 @@ class Predictor:
         return made[0] if isinstance(text, str) else made
 
     def open_dialogues(self, volume: Volume, texts: Sequence[str]) -> list[Dialogue]:
-        """First stage: render the views and open one dialogue per text."""
+        """First stage: render the views and open one dialogue per text, or several in a row for a consensus."""
         model = self.model
         views = render(volume, model.view_spec)
-        return open_dialogues(views, texts, protocol=model.protocol, bank=model.bank, targets=model.targets)
+        if self.consensus.readings == 1:
+            return open_dialogues(views, texts, protocol=model.protocol, bank=model.bank, targets=model.targets)
+        readings = self.consensus.readings
+        return open_readings(views, texts, readings=readings, protocol=model.protocol, bank=model.bank, targets=model.targets)
 
     def reason(self, dialogues: Sequence[Dialogue]) -> None:
         """Second stage: the first reply to each; left to `finish` where a protocol has several turns, so that one thread has them all."""
         if self.model.protocol.max_turns == 1:
-            reason(dialogues, self.model.reasoner, seed=self.seed)
+            self._reason(dialogues)
 
     def finish(self, dialogues: Sequence[Dialogue], volume: Volume) -> list[Episode]:
         """Third stage: draw, and go on to the end."""
         if self.model.protocol.max_turns > 1:
+            self._reason(dialogues)
+        episodes = finish(dialogues, volume, reasoner=self.model.reasoner, segmenter=self.segmenter, seed=self.seed)
+        if self.consensus.readings == 1:
+            return episodes
+        return settle(episodes, readings=self.consensus.readings, least=self.consensus.least)
+
+    def _reason(self, dialogues: Sequence[Dialogue]) -> None:
+        if self.consensus.readings == 1:
             reason(dialogues, self.model.reasoner, seed=self.seed)
-        return finish(dialogues, volume, reasoner=self.model.reasoner, segmenter=self.segmenter, seed=self.seed)
+        else:
+            read(dialogues, self.model.reasoner, readings=self.consensus.readings, seed=self.seed)
 
 
 class OncePerPrompt:
