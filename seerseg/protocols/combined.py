@@ -68,7 +68,7 @@ SYSTEM = (
     f'y1 < y2. For a target that is not there: <answer>{{"target": "{ABSENT}"}}</answer>.'
 )
 _PARTS = ("evidence", "rationale", "answer")
-_WHOLE = re.compile(r"<evidence>(.+?)</evidence>\s*<rationale>(.+?)</rationale>\s*<answer>(.+?)</answer>", re.DOTALL)
+_WHOLE = re.compile(r"\s*<evidence>[^<]+</evidence>\s*<rationale>[^<]+</rationale>\s*<answer>[^<]+</answer>\s*")
 _SIDES = ("left", "right", "none")
 
 
@@ -198,8 +198,7 @@ class CombinedProtocol:
         """1 for the three parts in order, none empty, whose answer is an object with a name, a side that is the name's, a slice and proper
         boxes (or absent alone); otherwise half the share, in eighths, of evidence, rationale, answer's object, name, side, slice,
         boxes, and nothing beside the three parts."""
-        whole = _WHOLE.fullmatch(reply.strip())
-        bare = whole is not None and not any("<" in part for part in whole.groups())
+        bare = _WHOLE.fullmatch(reply) is not None
         evidence, rationale, said = ((last_between(reply, part) or "").strip() for part in _PARTS)
         value = parse_json(said, whole=True) if said else None
         fields = value if isinstance(value, dict) else {}

@@ -34,8 +34,7 @@ SKILL_RULE = (
 MAX_ANSWER_CHARS = 200
 _PARTS = ("evidence", "rationale", "answer")
 _WHOLE = re.compile(
-    r"\s*<evidence>(?P<evidence>.*?)</evidence>\s*<rationale>(?P<rationale>.*?)</rationale>\s*<answer>(?P<answer>.*?)</answer>\s*",
-    re.DOTALL,
+    r"\s*<evidence>(?P<evidence>[^<]*)</evidence>\s*<rationale>(?P<rationale>[^<]*)</rationale>\s*<answer>(?P<answer>[^<]*)</answer>\s*"
 )
 
 
@@ -87,7 +86,7 @@ class SeerProtocol:
     def wellformed(self, reply: str) -> float:
         """1 for exactly the three parts in order, none empty; otherwise half the share of parts that can be read."""
         whole = _WHOLE.fullmatch(reply)
-        if whole is not None and all(whole[part].strip() and "<" not in whole[part] for part in _PARTS):
+        if whole is not None and all(whole[part].strip() for part in _PARTS):
             return 1.0
         return 0.5 * sum(bool((last_between(reply, part) or "").strip()) for part in _PARTS) / len(_PARTS)
 
