@@ -164,8 +164,8 @@ def test_slipped_words_of_test_language_are_not_those_of_training(many: list[tup
     became: dict[str, set[str]] = {split: set() for split in SPLITS}
     for _, _, wording in many:
         became[wording.split] |= {slip.partition(":")[2] for slip in wording.slips if ">" in slip}
-    assert len(became["train"]) > 500
-    assert len(became["test"]) > 200
+    assert len(became["train"]) > 300
+    assert len(became["test"]) > 150
     assert not became["train"] & became["test"]
 
 
@@ -197,7 +197,7 @@ def test_long_sets_take_the_styles_again_but_one_label_prompt(vocabulary: Vocabu
 
 
 def test_unknown_words_of_the_caller_are_told(vocabulary: Vocabulary) -> None:
-    with pytest.raises(UsageError, match="no style 'chatt'.*chat"):
+    with pytest.raises(UsageError, match=r"no style 'chatt'.*chat"):
         write_request("spleen", style="chatt", split="train", rng=random.Random(0), vocabulary=vocabulary, context=TORSO)
     with pytest.raises(UsageError, match="no language split 'dev'"):
         write_request("spleen", style="chat", split="dev", rng=random.Random(0), vocabulary=vocabulary, context=TORSO)  # type: ignore[arg-type]
@@ -253,7 +253,7 @@ def test_a_side_is_always_said_and_never_the_other_one(many: list[tuple[str, Con
         assert said <= {entry.side}, wording
         if not said:  # an abbreviation with the side in it ("LK"), or "kidney right please", in which the reader takes no side
             letter = entry.side[0].upper()
-            assert re.search(rf"\b{letter}[A-Z][A-Za-z]*\b|\b{entry.side}\b|\b{letter}\b", wording.text), wording
+            assert re.search(rf"\b{letter}[A-Z0-9][A-Za-z]*\b|\b{entry.side}\b|\b{letter}\b", wording.text), wording
 
 
 def test_a_pair_is_asked_for_as_a_pair(many: list[tuple[str, Context, Wording]]) -> None:

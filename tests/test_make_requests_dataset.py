@@ -159,7 +159,7 @@ def test_the_plan_fixes_number_and_styles(raw: Path) -> None:
     assert (planned.per_target, planned.styles) == (3, ("label_prompt", "chat"))
     assert Settings.from_plans(_Plans(), per_target=5).per_target == 5  # type: ignore[arg-type]
     assert Settings.from_plans(None).styles == PARAPHRASE_STYLES
-    with pytest.raises(UsageError, match="no style 'chatty'.*Did you mean chat"):
+    with pytest.raises(UsageError, match=r"no style 'chatty'.*Did you mean chat"):
         Settings(styles=("chatty",))
     with pytest.raises(UsageError, match="absent_per_case"):
         Settings(styles=("out_of_region_reference",))

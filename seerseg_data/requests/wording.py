@@ -191,7 +191,7 @@ class _Writer:
         form = self._form(kinds, shared=False) or self._form(_NAMED)
         if form is not None and form.kind == "abbreviation" and len(form.surface) < 3:
             return None  # two letters alone may mean anything, also something that is there
-        if form is not None and any(c.entry in self.names.entries.values() for c in self.names.vocabulary.lookup(form.text)):
+        if form is not None and any(c.entry.name in self.names.others(self.target) for c in self.names.vocabulary.lookup(form.text)):
             return None
         return form
 
