@@ -270,7 +270,7 @@ def _jobs(
 
 def provenance(path: Path) -> dict[str, dict[str, Any]]:
     """What a request file says, by id, of how each request was made: "asked" (the canonical name of what is asked for, also of what is
-    absent), "surface" (the words that name it), "slips" ("kind:word>what became of it"). Nothing for lines that say or are nothing."""
+    absent), "surface" (the words that name it), "template" (the sentence, named), "slips" ("kind:word>what became of it"). Nothing for lines that say or are nothing."""
     found: dict[str, dict[str, Any]] = {}
     try:
         data = path.read_bytes()
@@ -281,7 +281,7 @@ def provenance(path: Path) -> dict[str, dict[str, Any]]:
             continue
         with contextlib.suppress(ValueError, AttributeError, RecursionError):
             line = json.loads(raw)
-            texts = {key: line[key] for key in ("asked", "surface", "writer") if isinstance(line.get(key), str)}
+            texts = {key: line[key] for key in ("asked", "surface", "template", "writer") if isinstance(line.get(key), str)}
             slips = [s for s in line.get("slips", ()) if isinstance(s, str)] if isinstance(line.get("slips", ()), list) else []
             if texts.get("asked"):
                 found[str(line.get("id", f"line{number:05d}"))] = {**texts, "slips": slips}
@@ -574,13 +574,13 @@ def _told(request: Request, answer: str, note: Mapping[str, Any]) -> str:
     found = [", ".join(f"{wrong} -> {right}" for wrong, right in chosen)] if chosen else []
     if note.get("writer"):
         found = []  # rewritten since: only what is asked for is certain
-    elif request.style == "negated":
+    elif "not_sibling" in str(note.get("template", "")):
         found.append(f"what is left out leaves {asked}")
     elif surface and surface.casefold() != asked.casefold():
         verb = {"abbreviation": "is short for", "description": "describes", "relation": "describes"}.get(_kind(asked, surface), "means")
         found.append(f"'{surface}' {verb} {asked}")
     if answer == ABSENT:
-        return "; ".join([*found, f"{asked} is not in this scan"])
+        return "; ".join([*found, f"not in this scan: {asked}"])
     if not found:
         return f"named as it is: {answer}"
     return "; ".join(found if found[-1].casefold().endswith(answer.casefold()) else [*found, f"so {answer}"])
@@ -611,7 +611,7 @@ def _read(request: Request, answer: str, job: Job, modality: str | None) -> tupl
     if answer == ABSENT:
         meant = _MEANS.search(rest) if agrees else None
         if meant is not None and meant[2].casefold() not in {n.casefold() for n in names}:
-            return "; ".join([*found, f"{meant[2]} is meant, which is not in this scan"]), True
+            return "; ".join([*found, f"not in this scan: {meant[2]}"]), True
         return "what is asked for is not in this scan", agrees
     return f"the words mean {answer}", False
 

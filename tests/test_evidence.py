@@ -84,7 +84,7 @@ class Truth:
         x = self.world(self.mask)[:, 0]
         right = float(np.mean(x > self.midline))
         most = {"left": 1 - right >= ONE_SIDE, "right": right >= ONE_SIDE}
-        most |= {"mostly left": 1 - right > 1 - BOTH_SIDES, "mostly right": right > 1 - BOTH_SIDES}
+        most |= {"mostly left": right <= BOTH_SIDES, "mostly right": right >= 1 - BOTH_SIDES - 1e-9}
         return most.get(said, min(right, 1 - right) >= BOTH_SIDES)
 
     def third(self, word: str, world: int) -> bool:

@@ -327,9 +327,12 @@ def test_rationales_follow_from_how_requests_were_made(tmp_path: Path) -> None:
     assert left == "lnug -> lung, lft -> left, pls -> please; so left lung"
     assert told("left kidney", asked="left kidney", surface="LK") == "'LK' is short for left kidney"
     assert told("left kidney", asked="left kidney", surface="left renal organ") == "'left renal organ' means left kidney"
-    assert told("left kidney", "negated", asked="left kidney", surface="left kidney") == "what is left out leaves left kidney"
+    assert (
+        told("left kidney", "negated", asked="left kidney", surface="left kidney", template="a/train/1+not_sibling/train/2")
+        == "what is left out leaves left kidney"
+    )
     assert told("left kidney", asked="left kidney", surface="left kidney") == "named as it is: left kidney"
-    assert told("absent", asked="spleen", surface="spleen") == "spleen is not in this scan"
+    assert told("absent", asked="spleen", surface="spleen") == "not in this scan: spleen"
     assert told("left kidney", asked="left kidney", surface="LK", slips=["a:x>y"], writer="m") == "named as it is: left kidney"
     (tmp_path / "r.jsonl").write_text('{"id": "a", "asked": "liver", "slips": [1, "a:b>c"]}\nnot json "asked"\n["asked"]\n')
     assert provenance(tmp_path / "r.jsonl") == {"a": {"asked": "liver", "slips": ["a:b>c"]}}

@@ -15,7 +15,7 @@ from seerseg.segmenters.scripted import ScriptedSegmenter
 from seerseg.volume import Grid, Volume, decode_runs
 from seerseg_data.trajectories import Expert, deepest, demonstrate, error_points
 
-PERFECT = Expert(jitter=0.0, imperfect=0.0, least_dice=0.0)
+PERFECT = Expert(jitter=0.0, imperfect=0.0, least_dice=0.0, least_gain=0.001)
 
 
 def scene(shape=(8, 48, 48), spacing=3.0, bright=900) -> tuple[Volume, np.ndarray]:
@@ -53,7 +53,7 @@ def test_box_first_then_clicks_then_a_stop(shape: tuple[int, int, int]) -> None:
 
 def test_the_same_seed_gives_the_same_trajectory_and_imperfect_starts_are_mended() -> None:
     volume, target = scene()
-    bad = Expert(jitter=0.05, imperfect=1.0, least_dice=0.0, most_prompts=5)
+    bad = Expert(jitter=0.05, imperfect=1.0, least_dice=0.0, least_gain=0.001)
     runs = [demonstrate(volume, target, ScriptedSegmenter({}), axis=0, rng=np.random.default_rng(n), expert=bad) for n in (3, 3, 4)]
     assert [t.dice for t in runs[0].turns] == [t.dice for t in runs[1].turns]
     assert [t.prompt.to_json() for t in runs[0].turns[:-1] if t.prompt] == [t.prompt.to_json() for t in runs[1].turns[:-1] if t.prompt]
