@@ -177,7 +177,7 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
     from seerseg.training.tuning import export
 
     latest = _begin(job, settings, given)
-    if job.run.finished and not given["overwrite"]:
+    if job.run.finished and job.run.model.is_dir():
         click.echo(f"{job.run.folder} is done: {settings.steps} of {settings.steps} updates. The model is in {job.run.root}")
         return
     segmenter = CachedSegmenter(load_segmenter(job.segmenter, device=job.device, offline=given["offline"]))
@@ -213,12 +213,12 @@ def _begin(job: _Job, settings: TrainSettings, given: dict[str, Any]) -> Checkpo
 
     from seerseg.reasoners.vlm_loading import identity
 
-    traces = job.ground.traces
+    data = job.ground.traces if job.run.stage == "sft" else job.ground.dataset.folder / "requests.jsonl"
     sources = {
         "plans": job.plans.identity,
         "protocol": job.ground.protocol.name,
         "base model": identity(job.source),
-        "traces": hashlib.blake2b(traces.read_bytes(), digest_size=16).hexdigest() if traces.is_file() else "none",
+        data.stem: hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest(),
     }
     if job.processes == 1:
         return job.run.begin(settings, sources, resume=given["resume"], overwrite=given["overwrite"])
@@ -356,9 +356,8 @@ def _described(job: _Job, settings: TrainSettings, found: Estimate, samples: Any
         lines.append(f"Samples   {len(samples.train)} to learn, {len(samples.val)} to validate on")
         lines += [f"Left out  {count} traces: {reason}" for reason, count in samples.left_out.items()]
     else:
-        lines.append(
-            f"Groups    {settings.paraphrases} wordings x {settings.samples} replies of {len(samples.train)} sets; lambda {settings.lambda_:g}"
-        )
+        group = f"{settings.paraphrases} wordings x {settings.samples} replies"
+        lines.append(f"Groups    {group} to each of {len(samples.train)} sets; lambda {settings.lambda_:g}")
     every = f"every {settings.evaluate_steps} updates" if settings.evaluate_steps else "never"
     lines.append(f"Validate  {every}: loss of {settings.validation_rows} samples, answers and masks of {settings.validation_sets} sets")
     lines.append("Memory    " + ", ".join(f"{name} {_size(size)}" for name, size in found.parts.items() if size >= 1 << 20))

@@ -155,7 +155,7 @@ class Metrics(TrainerCallback):
         self.run, self.settings, self.parts, self.outside = run, settings, parts or PartTimer(), outside or Outside()
         self._board: Any = None
         self._began = time.monotonic()
-        self._first = 0
+        self._first = self._tokens = 0
         self._drawn = self._said = -math.inf
         self._draws = True
 
@@ -176,9 +176,11 @@ class Metrics(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if not state.is_world_process_zero or any(name in logs for name in _SUMMARY):
             return
-        numbers = {_name(key): float(v) for key, v in logs.items() if isinstance(v, int | float) and key != "epoch"}
+        numbers = {_name(key): float(v) for key, v in logs.items() if isinstance(v, int | float) and not _idle(key)}
         trained = "loss" in numbers
         if trained:
+            if "num_tokens" in logs:  # counted from the start of this process: only differences mean the same after a restart
+                numbers["tokens"], self._tokens = logs["num_tokens"] - self._tokens, logs["num_tokens"]
             numbers |= {f"seconds_{name}": seconds for name, seconds in self.parts.take().items()}
         self.record(state, numbers)
         now = time.monotonic()
@@ -329,6 +331,13 @@ def _clear(run: RunFolder) -> None:
     import shutil
 
     shutil.rmtree(run.saving, ignore_errors=True)
+
+
+def _idle(key: str) -> bool:
+    """What says nothing that is not said elsewhere."""
+    return key in ("epoch", "num_tokens") or (
+        key.startswith("eval_") and key.endswith(("_runtime", "_per_second", "_num_tokens", "_entropy"))
+    )
 
 
 def _name(key: str) -> str:

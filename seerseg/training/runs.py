@@ -163,6 +163,8 @@ class RunFolder:
     def commit(self, written: Path, step: int, score: float | None) -> Checkpoint:
         """Make what lies in the folder `written` the checkpoint of a step. OutputError when it cannot be."""
         target = self.checkpoints / f"checkpoint-{step}"
+        if not written.is_dir():
+            raise OutputError(cannot_save(self, step, "nothing was written"))
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             # pickles that nothing reads again: a folder that is moved must not be able to run code
