@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from seerseg.consensus import read, settle
 from seerseg.dataset import RawDataset, Request
-from seerseg.episode import SKILLS_SHOWN, Dialogue, finish, reason
+from seerseg.episode import SKILLS_SHOWN, Dialogue, finish
 from seerseg.metrics.masks import dice
 from seerseg.model import Model
 from seerseg.protocols.base import ABSENT
@@ -58,7 +59,7 @@ class StoreArena:
     """Preprocessed cases with labels, a model's reasoner and its frozen segmenter.
 
     An outcome depends on the request and the skills it is shown alone, so it is kept under both; `memo` is a JSON Lines file that keeps
-    them between runs (several processes may append to files of their own and read each other's).
+    them between runs (several processes may append to files of their own and read each other's). readings: as in `seerseg.consensus`.
     """
 
     def __init__(
@@ -69,10 +70,11 @@ class StoreArena:
         *,
         memo: Path | None = None,
         read_also: Sequence[Path] = (),
+        readings: int = 1,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._dataset, self._folder, self._model, self._progress = dataset, folder, model, progress
-        self._memo_path = memo
+        self._memo_path, self._readings = memo, readings
         self._identity = hashlib.blake2b(
             f"{model.reasoner.card.identity}|{model.segmenter.card.identity}|{model.protocol.name}|{model.view_spec}".encode(),
             digest_size=8,
@@ -106,7 +108,7 @@ class StoreArena:
         return open_case(self._folder, case).modality()
 
     def _key(self, request: Request, skills: Sequence[Skill]) -> str:
-        said = [self._identity, request.case, request.text, [s.id for s in skills], self._truth(request)]
+        said = [self._identity, self._readings, request.case, request.text, [s.id for s in skills], self._truth(request)]
         return hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=12).hexdigest()
 
     def _truth(self, request: Request) -> str:
@@ -119,15 +121,19 @@ class StoreArena:
         model = self._model
         stored = open_case(self._folder, case)
         views, volume = render(stored.channel(0), model.view_spec), stored.volume(0)
-        dialogues = [Dialogue(views, r.text, model.protocol, skills=tuple(shown[r.id]), targets=model.targets) for r in requests]
-        reason(dialogues, model.reasoner)
-        episodes = finish(dialogues, volume, reasoner=model.reasoner, segmenter=model.segmenter)
+        dialogues = [
+            Dialogue(views, r.text, model.protocol, skills=tuple(shown[r.id]), targets=model.targets)
+            for r in requests
+            for _ in range(self._readings)
+        ]
+        read(dialogues, model.reasoner, readings=self._readings)
+        drawn = finish(dialogues, volume, reasoner=model.reasoner, segmenter=model.segmenter)
+        episodes = settle(drawn, readings=self._readings)
         held = stored.labels()
         labels = None if held is None else held[0]
         out = []
-        for request, dialogue, episode in zip(requests, dialogues, episodes, strict=True):
+        for request, episode in zip(requests, episodes, strict=True):
             absent = episode.status == "absent"
-            named = dialogue.answer.skills if dialogue.answer else ()
             out.append(
                 Outcome(
                     case=case,
@@ -138,9 +144,9 @@ class StoreArena:
                     modality=views.modality,
                     answer=ABSENT if absent else episode.target or "",
                     dice=self._dice(request, episode.mask.array if episode.mask is not None else None, absent, labels),
-                    wellformed=model.protocol.wellformed(dialogue.replies[-1]) if dialogue.replies else 0.0,
+                    wellformed=model.protocol.wellformed(episode.replies[-1]) if episode.replies else 0.0,
                     shown=tuple(s.id for s in shown[request.id]),
-                    named=tuple(named),
+                    named=tuple(episode.answer.skills) if episode.answer else (),
                 )
             )
         return out

@@ -1,0 +1,239 @@
+#!/usr/bin/env python
+"""What each part brings, on held-out hippocampus cases with held-out language. See reproduce_mini.sh.
+
+Every row runs the same requests of the same test cases through the same frozen segmenter; only what stands before it differs. Per case and
+target the mean, worst and standard deviation (ddof 0) of Dice over its wordings; then the mean over cases and targets; intervals (95 %) by
+resampling subjects. The lexicon and the bank know training language only. Nothing is chosen on test cases.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from seerseg.dataset import RawDataset, Request, label_prompts, load_splits, open_dataset
+from seerseg.evolution.arena import Outcome, StoreArena, bare
+from seerseg.metrics import bootstrap_interval, over_paraphrases, paired_bootstrap
+from seerseg.model import Model, ModelSpec, read_spec
+from seerseg.paths import write_json, write_text
+from seerseg.planning import load_plans
+from seerseg.reasoners import load_reasoner
+from seerseg.segmenters import load_segmenter
+from seerseg.segmenters.cache import CachedSegmenter
+from seerseg.skills.base import EmptyBank, Retriever
+from seerseg.skills.retrieval import FrozenBank
+
+ROOT = Path(__file__).resolve().parents[1]
+SPLIT = ROOT / "seerseg_data" / "splits" / "hippocampus.json"
+NAME = "Dataset004_Hippocampus"
+FOLD = 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mr_hippocampus")
+    parser.add_argument("--reasoner", default="nano", help="what is trained")
+    parser.add_argument("--sft_minutes", type=float, default=20)
+    parser.add_argument("--grpo_minutes", type=float, default=20)
+    parser.add_argument("--per_target", type=int, default=16, help="wordings of a case and target")
+    parser.add_argument("--rounds", type=int, default=2, help="of SEER-Loop")
+    parser.add_argument("--readings", type=int, default=5, help="of the consensus")
+    parser.add_argument("--limit", type=int, help="only so many test cases (for trying the script)")
+    parser.add_argument("--split", choices=("test", "val"), default="test", help="val for development")
+    run = Run(parser.parse_args())
+    run.prepare()
+    run.rows()
+
+
+class Run:
+    """The stages, each kept when it is done."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given, self.out = given, given.out.resolve()
+        if not (given.data / "dataset.json").is_file():
+            raise SystemExit(f"There is no dataset in {given.data}. Give the folder of MSD hippocampus in the raw layout with --data.")
+        self.folders = {part: self.out / part for part in ("raw", "preprocessed", "results")}
+        self.environment = {**os.environ, **{f"seerseg_{part}": str(path) for part, path in self.folders.items()}}
+        os.environ |= self.environment
+        self.stored = self.folders["preprocessed"] / NAME
+        self.seconds: dict[str, float] = {}
+
+    def prepare(self) -> None:
+        """Plan, preprocess, requests, traces, training."""
+        raw = self.folders["raw"] / NAME
+        if not raw.exists():
+            raw.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copytree(self.given.data, raw, copy_function=_link)
+        self.stored.mkdir(parents=True, exist_ok=True)
+        if not (self.stored / "splits.json").exists():
+            shutil.copy(SPLIT, self.stored / "splits.json")
+        self.command("preprocessing", "seerseg_plan_and_preprocess", "-d", "4")
+        self.command("requests", "seerseg_make_requests", "-d", "4", "--per_target", self.given.per_target, done=raw / "requests.jsonl")
+        self.command("traces", "seerseg_make_traces", "-d", "4", done=self.stored / "traces.jsonl")
+        self.dataset = open_dataset(raw)
+        self.plans = load_plans(self.stored / "plans.json")
+        for stage, minutes in (("sft", self.given.sft_minutes), ("grpo", self.given.grpo_minutes)):
+            line = ("seerseg_train", NAME, FOLD, "--stage", stage, "--reasoner", self.given.reasoner, "--max_minutes", minutes, "-c")
+            if minutes > 0:
+                self.command(stage, *line, done=self.out / f"{stage}.done", allowed=(0, 75))
+                (self.out / f"{stage}.done").touch()
+
+    def command(self, what: str, *line: Any, done: Path | None = None, allowed: Sequence[int] = (0,)) -> None:
+        """One command as a user types it, unless `done` is there."""
+        if done is not None and done.exists():
+            return
+        print(f"== {what}: {' '.join(map(str, line))}", flush=True)
+        program = Path(sys.executable).with_name(str(line[0]))
+        began = time.time()
+        code = subprocess.run([program, *map(str, line[1:])], env=self.environment, check=False).returncode
+        self.seconds[what] = round(time.time() - began, 1)
+        if code not in allowed:
+            raise SystemExit(f"{line[0]} ended with code {code}.")
+
+    def rows(self) -> None:
+        """Every row, then the table."""
+        splits = load_splits(self.stored / "splits.json", self.dataset)
+        chosen = splits.test if self.given.split == "test" else splits.folds[FOLD].val
+        cases = list(chosen)[: self.given.limit]
+        free = [r for r in self.dataset.requests if r.case in set(cases) and r.has_target and r.style != "label_prompt"]
+        prompts = label_prompts(self.dataset, cases)
+        self.segmenter = CachedSegmenter(load_segmenter("nano"))
+        names = tuple(self.dataset.canonical(label) for label in self.dataset.labels)
+        told = ModelSpec(views=self.plans.view_spec(), targets=names, closed=True, descriptions=self.dataset.descriptions or None)
+        alone = Model(ModelSpec(views=self.plans.view_spec()), reasoner_given=load_reasoner("verbatim"), segmenter_given=self.segmenter)
+        lexicon = load_reasoner("lexicon", splits=["train"], descriptions=self.dataset.descriptions)
+        table = [
+            self.row("segmenter alone, label prompts", alone, prompts),
+            self.row("segmenter alone, free text", alone, free),
+            self.row("lexicon, training vocabulary", Model(told, reasoner_given=lexicon, segmenter_given=self.segmenter), free),
+            self.row(
+                f"{self.given.reasoner} as shipped",
+                Model(replace(told, reasoner=self.given.reasoner), segmenter_given=self.segmenter),
+                free,
+            ),
+        ]
+        last: Model | None = None
+        for stage, name in (("sft", "after SFT"), ("grpo", "after GRPO")):
+            model = self.trained(stage)
+            if model is not None:
+                table.append(self.row(f"{self.given.reasoner} {name}", model, free))
+                last = model
+        if last is not None and self.given.rounds:
+            bank = self.bank(last)
+            table.append(self.row("+ SEER-Loop", last, free, bank))
+            if self.given.readings > 1:
+                table.append(self.row(f"+ consensus of {self.given.readings}", last, free, bank, readings=self.given.readings))
+        self.write(table)
+
+    def trained(self, stage: str) -> Model | None:
+        """The model that a stage left, with the shared segmenter."""
+        found = sorted(self.folders["results"].glob(f"{NAME}/*/fold_{FOLD}/{stage}/model"))
+        if not found:
+            return None
+        root = found[0].parents[1]
+        spec = replace(read_spec(root), reasoner=str(found[0]), segmenter_identity=None, bank="none")
+        return Model(spec, segmenter_given=self.segmenter)
+
+    def bank(self, model: Model) -> Retriever:
+        """Rounds of SEER-Loop on training cases with the trained reasoner."""
+        folder = self.out / "bank"
+        line = ("seerseg_evolve", NAME, FOLD, "--reasoner", model.spec.reasoner, "-o", folder, "--rounds", self.given.rounds)
+        self.command("bank", *line, "--per_round", 320, "--vocabulary", "train")
+        return FrozenBank.open(folder)
+
+    def row(
+        self, name: str, model: Model, requests: Sequence[Request], bank: Retriever | None = None, *, readings: int = 1
+    ) -> dict[str, Any]:
+        """One row: the scores of its requests."""
+        began = time.time()
+        arena = StoreArena(self.dataset, self.stored, model, memo=self.out / "memo" / f"{self.given.split}.jsonl", readings=readings)
+        outcomes = bare(arena, requests) if bank is None else arena.run(requests, bank)
+        made = summary(name, outcomes, requests, self.dataset, (bank or EmptyBank()).mode)
+        made["seconds"] = round(time.time() - began, 1)
+        print(f"{name:34} mean {made['mean']:.3f} worst {made['worst']:.3f} std {made['std']:.3f}  {made['seconds']} s", flush=True)
+        return made
+
+    def write(self, table: list[dict[str, Any]]) -> None:
+        """OUT/table.json and OUT/table.md."""
+        scores = {row["name"]: row.pop("_scores") for row in table}
+        differences = [
+            paired(scores, a, b, self.dataset.subject_of)
+            for a, b in zip([r["name"] for r in table][1:], [r["name"] for r in table][2:], strict=False)
+        ]
+        write_json(self.out / "table.json", table)
+        write_json(self.out / "differences.json", differences)
+        write_json(self.out / "seconds.json", self.seconds)
+        split = self.given.split
+        said = f"MSD hippocampus, {split} cases of the committed split, {split} language, fold {FOLD}, seed 0, nano segmenter."
+        heads = ("row", "mean Dice (95 %)", "worst (95 %)", "std (95 %)", "variance", "absent right", "cases", "requests", "bank")
+        lines = [said, "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
+        for r in table:
+            cells = [r["name"], _with(r["mean"], r["ci95"]), _with(r["worst"], r["worst_ci95"]), _with(r["std"], r["std_ci95"])]
+            absent = "-" if r["absent_right"] is None else f"{r['absent_right']:.2f} of {r['n_absent']}"
+            lines.append(
+                "| " + " | ".join([*cells, f"{r['variance']:.4f}", absent, str(r["n_cases"]), str(r["n_requests"]), r["bank"]]) + " |"
+            )
+        lines += ["", "Paired differences (later minus earlier), 95 % by subject:", ""]
+        lines += [f"- {d['later']} against {d['earlier']}: worst {_with(*d['worst'])}, std {_with(*d['std'])}" for d in differences]
+        write_text(self.out / "table.md", "\n".join(lines) + "\n")
+        print("\n".join(lines))
+
+
+def summary(name: str, outcomes: Sequence[Outcome], requests: Sequence[Request], dataset: RawDataset, mode: str) -> dict[str, Any]:
+    """Mean, worst, std over wordings, then over cases and targets; requests for absent targets apart."""
+    sets: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
+    absent = [o.dice for o, r in zip(outcomes, requests, strict=True) if r.target is None]
+    for outcome, request in zip(outcomes, requests, strict=True):
+        if request.target is not None:
+            sets[(request.case, request.target)].append(outcome.dice)
+    scores = {key: over_paraphrases(values) for key, values in sets.items()}
+    row: dict[str, Any] = {"name": name}
+    for part, key in (("mean", "ci95"), ("worst", "worst_ci95"), ("std", "std_ci95"), ("variance", None)):
+        by_subject: dict[str, list[float]] = defaultdict(list)
+        for (case, _), found in scores.items():
+            by_subject[dataset.subject_of[case]].append(getattr(found, part))
+        row[part] = float(np.mean([v for values in by_subject.values() for v in values]))
+        interval = bootstrap_interval(by_subject)
+        if key:
+            row[key] = [interval.lo, interval.hi] if interval else None
+    row |= {"n_cases": len({case for case, _ in scores}), "n_requests": sum(map(len, sets.values())), "bank": mode}
+    row |= {"n_absent": len(absent), "absent_right": float(np.mean(absent)) if absent else None}
+    row["_scores"] = scores
+    return row
+
+
+def paired(scores: dict[str, Any], earlier: str, later: str, subject_of: dict[str, str]) -> dict[str, Any]:
+    """Later minus earlier on the same cases and targets."""
+    made: dict[str, Any] = {"earlier": earlier, "later": later}
+    for part in ("mean", "worst", "std"):
+        a, b = ({key: getattr(s, part) for key, s in scores[name].items()} for name in (earlier, later))
+        found = paired_bootstrap(a, b, {key: subject_of[key[0]] for key in a})
+        made[part] = [found.mean, [found.interval.lo, found.interval.hi] if found.interval else None]
+    return made
+
+
+def _with(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+if __name__ == "__main__":
+    main()
