@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import struct
 import urllib.error
 import urllib.request
 from collections import Counter
@@ -23,6 +24,7 @@ from seerseg.errors import MissingExtraError, ModelError, RequestError, UsageErr
 from seerseg.protocols.base import ABSENT
 from seerseg.reasoners.lexicon import LexiconReasoner
 from seerseg.reasoners.reading import Words, negated_positions, tokenise
+from seerseg.reasoners.vlm_loading import quiet
 from seerseg.vocabulary import Vocabulary, words
 from seerseg_data.requests.generate import Made, Report
 
@@ -121,6 +123,7 @@ class LocalWriter:
 
     def __init__(self, folder: Path, *, gguf: str | None = None) -> None:
         import torch
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         self._name = gguf or folder.resolve().name
@@ -129,13 +132,12 @@ class LocalWriter:
             given["gguf_file"] = gguf
         weights = {} if gguf is not None else {"use_safetensors": True}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **given)
-            self._model = AutoModelForCausalLM.from_pretrained(str(folder), **given, **weights).eval()
+            with quiet():
+                self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **given)
+                self._model = AutoModelForCausalLM.from_pretrained(str(folder), **given, **weights).eval()
         except ImportError as error:
-            raise MissingExtraError(
-                f"{folder / (gguf or '')} needs a package that is not installed: {error} (pip install gguf)."
-            ) from error
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise MissingExtraError(f"{folder / (gguf or '')} needs a package that is not installed: {error}") from error
+        except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError, struct.error, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0][:300]
             raise ModelError(f"{folder / (gguf or '')} cannot be loaded as a causal language model: {reason}") from error
         if self._tokenizer.pad_token_id is None:
