@@ -43,12 +43,14 @@ TOUCHING_FACES = 3
 """Voxel faces shared from which two structures touch."""
 NEAR_MM = 100.0
 """Farther apart, a neighbour says nothing about where to look."""
+LEAST_NEIGHBOUR = 20
+"""Voxels of a neighbour that says something about where to look."""
 NARROWEST_BODY_MM = 100.0
 """A narrower body is a limb or a crop, whose middle is not the body's midline."""
 SHORT_TOKENS = 32
 """Words and marks in a short trace."""
 
-HOUNSFIELD = ((-500.0, "air"), (-150.0, "air mixed with tissue"), (-30.0, "fat"), (20.0, "fluid"), (100.0, "soft tissue"),
+HOUNSFIELD = ((-500.0, "air"), (-150.0, "air mixed with tissue"), (-30.0, "fat"), (15.0, "fluid"), (100.0, "soft tissue"),
               (250.0, "enhanced or calcified tissue"), (math.inf, "bone or dense contrast"))  # fmt: skip
 """Upper ends in HU and what has such values."""
 
@@ -410,7 +412,7 @@ def _relations(scene: Scene, target: Part) -> tuple[Relation, ...]:
     """Neighbours that it can be placed by: those it touches first, then the nearest."""
     found: list[tuple[tuple[int, float], Relation]] = []
     for other in scene.named:
-        if other.values & target.values:
+        if other.values & target.values or other.voxels < LEAST_NEIGHBOUR:
             continue
         faces = sum(scene.contacts.get((min(a, b), max(a, b)), 0) for a in target.values for b in other.values)
         step = target.centre_mm - other.centre_mm
@@ -523,8 +525,12 @@ def _scan(modality: str | None, regions: Sequence[str]) -> str:
     if not regions or len(regions) > 3:
         return named
     plain = [r for r in regions if r != "whole body"]
-    listed = " and ".join(", ".join(plain).rsplit(", ", 1))
-    return f"{named} of the {listed}" if plain else named
+    return f"{named} of the {_listed(plain)}" if plain else named
+
+
+def _listed(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join(", ".join(words).rsplit(", ", 1))
 
 
 def _a(noun: str) -> str:
@@ -605,7 +611,7 @@ def _where(e: Evidence, rng: random.Random) -> list[str]:
     thirds = [t for t in e.thirds if t]
     if thirds:
         ways = ("", "in height", "in width") if e.picture else ("in height", "in depth", "in width")
-        named = " and ".join(f"{t} third {way}" for t, way in zip(e.thirds, ways, strict=True) if t)
+        named = _listed([f"{t} third {way}" for t, way in zip(e.thirds, ways, strict=True) if t])
         out.append(f"Its centre is in the {named} of {'the picture' if e.picture else 'what is imaged of the body'}.")
     for relation in e.relations[:3]:
         if relation.where is None:
@@ -614,8 +620,7 @@ def _where(e: Evidence, rng: random.Random) -> list[str]:
             also = rng.choice([" and touches it", ", which it touches"]) if relation.touches else ""
             out.append(f"It lies {relation.where} the {relation.other}{also}.")
     if e.edges:
-        listed = " and ".join(", ".join(e.edges).rsplit(", ", 1))
-        out.append(f"It reaches the {listed} edge{'s' * (len(e.edges) > 1)} of the {'picture' if e.picture else 'scan'}.")
+        out.append(f"It reaches the {_listed(e.edges)} edge{'s' * (len(e.edges) > 1)} of the {'picture' if e.picture else 'scan'}.")
     return out
 
 

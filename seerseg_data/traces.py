@@ -270,7 +270,8 @@ def _jobs(
 
 def provenance(path: Path) -> dict[str, dict[str, Any]]:
     """What a request file says, by id, of how each request was made: "asked" (the canonical name of what is asked for, also of what is
-    absent), "surface" (the words that name it), "template" (the sentence, named), "slips" ("kind:word>what became of it"). Nothing for lines that say or are nothing."""
+    absent), "surface" (the words that name it), "template" (names of the sentences it was put into), "slips" ("kind:word>what became of
+    it"). Nothing for lines that say or are nothing."""
     found: dict[str, dict[str, Any]] = {}
     try:
         data = path.read_bytes()

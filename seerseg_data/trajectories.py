@@ -37,8 +37,8 @@ class Expert:
     jitter: float = 0.04
     imperfect: float = 0.25
     most_prompts: int = 4
-    least_gain: float = 0.01
-    tries: int = 2
+    least_gain: float = 0.005
+    tries: int = 3
     least_dice: float = 0.5
 
     def to_json(self) -> dict[str, Any]:

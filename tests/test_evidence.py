@@ -167,7 +167,9 @@ def _edges(t: Truth, said: str) -> bool:
 
 def _thirds(t: Truth, said: str) -> bool:
     ways = {"in height": 2, "in depth": 1, "in width": 0}
-    return all(t.third(*re.fullmatch(r"(\w+) third (.+)", p).group(1, 2)[:1], ways[p.split(" third ")[1]]) for p in said.split(" and "))
+    return all(
+        t.third(*re.fullmatch(r"(\w+) third (.+)", p).group(1, 2)[:1], ways[p.split(" third ")[1]]) for p in re.split(r", | and ", said)
+    )
 
 
 COVER = r"in the whole scan it covers (\d+) of the (\d+) (\w+) slices \((\d+) %\)\."
