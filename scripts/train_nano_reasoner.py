@@ -174,7 +174,7 @@ def save_processor(tokeniser: Any, folder: Path) -> None:
     (folder / "processor_config.json").write_text(json.dumps({"processor_class": "Qwen3VLProcessor"}))
 
 
-def wrap(model: Any, folder: Path, *, max_new_tokens: int = 64) -> VlmReasoner:
+def wrap(model: Any, folder: Path, *, max_new_tokens: int = 40) -> VlmReasoner:
     """The product's reasoner around a model in memory; processor and tokeniser from `folder`."""
     processor = load_processor(folder)
     source = Source(folder, None, "nano")
@@ -319,9 +319,13 @@ class Group:
 
 
 KINDS = {"hippocampus": 0.20, "full": 0.14, "scan": 0.28, "any": 0.26, "open": 0.08, "made_up": 0.04}
+FIRST_KINDS = {"hippocampus": 0.10, "full": 0.02, "scan": 0.26, "any": 0.26, "open": 0.06, "made_up": 0.30}
+FIRST_STYLES = ("label_prompt", "abbr_or_short", "messy_or_misspelled", "clinical_request", "formal_task")
+"""What groups are drawn from; at first short requests and names that can only be copied."""
 _NONSENSE = (
     "hello", "thanks", "table", "banana", "river", "car keys", "the dog", "coffee", "my appointment", "invoice", "window", "shoe",
-    "bicycle", "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz", "what is this", "help",
+    "bicycle", "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz",
+    "what is this", "help",
 )  # fmt: skip
 
 
@@ -339,7 +343,8 @@ class Maker:
         self.vocabulary = vocabulary
         self.hippocampus = [p for p in pictures if p.kind == "hippocampus"]
         self.others = [p for p in pictures if p.kind != "hippocampus"]
-        self.styles = PARAPHRASE_STYLES
+        self.all_styles = PARAPHRASE_STYLES
+        self.first = False
         self.core = tuple(CANONICAL)
         self.all_names = tuple(vocabulary.names)
         self.by_region: dict[str, list[str]] = defaultdict(list)
@@ -348,7 +353,14 @@ class Maker:
                 self.by_region[region].append(entry.name)
         self.whole = {member: entry.name for entry in vocabulary for member in entry.members}
         self._kept: list[tuple[str, ...]] = []
+        self._kept_scans: list[tuple[Picture, tuple[str, ...]]] = []
         self._entries: dict[str, Entry] = {}
+        self._known_words: frozenset[str] | None = None
+
+    @property
+    def styles(self) -> tuple[str, ...]:
+        """Those of this time of training."""
+        return FIRST_STYLES if self.first else self.all_styles
 
     def entry(self, name: str) -> Entry:
         """The structure of a name of any list."""
@@ -358,12 +370,13 @@ class Maker:
 
     def group(self, rng: random.Random, kind: str | None = None) -> Group:
         """One group."""
-        kind = kind or rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+        shares = FIRST_KINDS if self.first else KINDS
+        kind = kind or rng.choices(tuple(shares), tuple(shares.values()))[0]
         picture, names = getattr(self, f"_{kind}")(rng)
         modality = picture.modality if picture else rng.choice(("CT", "MR", "MR", None))
         if modality is not None and rng.random() < 0.05:
             modality = None
-        number = 32 if kind == "full" else 20
+        number = 24 if kind == "full" else 14
         samples = [s for s in (self._sample(rng, picture, modality, names) for _ in range(number)) if s is not None]
         return Group(picture, modality, names, tuple(samples), kind)
 
@@ -383,6 +396,8 @@ class Maker:
         return (None if rng.random() < 0.1 else picture), tuple(names)
 
     def _scan(self, rng: random.Random) -> tuple[Picture, tuple[str, ...]]:
+        if len(self._kept_scans) >= 8 and rng.random() < 0.6:  # sentences for a known list are made faster
+            return rng.choice(self._kept_scans)
         picture = rng.choice(self.others)
         if "lungs" in picture.seen and rng.random() < 0.35:
             return picture, CT_CHEST
@@ -390,17 +405,17 @@ class Maker:
         names = rng.sample(picture.seen, min(len(picture.seen), size))
         names += [n for n in rng.sample(self.core, rng.randint(0, 6)) if n not in names]
         rng.shuffle(names)
+        self._kept_scans = [*self._kept_scans[-9:], (picture, tuple(names))]
         return picture, tuple(names)
 
     def _any(self, rng: random.Random) -> tuple[Picture | None, tuple[str, ...]]:
         picture = None if rng.random() < 0.6 else rng.choice(self.others + self.hippocampus)
-        if len(self._kept) >= 12 and rng.random() < 0.6:
-            return picture, rng.choice(self._kept)
-        names = self._related(rng)
-        self._kept.append(names)
-        if len(self._kept) > 20:
-            self._kept.pop(rng.randrange(len(self._kept)))
-        return picture, names
+        if len(self._kept) >= 8 and rng.random() < 0.6:
+            names = list(rng.choice(self._kept))
+            rng.shuffle(names)
+            return picture, tuple(names)
+        self._kept = [*self._kept[-7:], self._related(rng)]
+        return picture, self._kept[-1]
 
     def _related(self, rng: random.Random) -> tuple[str, ...]:
         """A list such as a dataset has: structures of a region with their twins, wholes and parts."""
@@ -465,15 +480,40 @@ class Maker:
     ) -> Sample | None:
         from seerseg_data.requests import Context, write_request
 
-        context = Context(
-            modality=modality, names=names if len(names) < 90 else (), unsided=picture is not None and picture.kind == "hippocampus"
-        )
+        if names and name in names and self.entry(name).surfaces == ():
+            return self._copied(rng, name, modality)
+        near = tuple(sorted(names)) if len(names) < 90 else ()
+        unsided = picture is not None and picture.kind == "hippocampus"
+        context = Context(modality=picture.modality if picture else modality, names=near, unsided=unsided)
+        self._share_known_words(context)
         for _ in range(6):
             styles = (*self.styles, "out_of_region_reference", "absent") if answer == ABSENT else self.styles
             style = rng.choice(styles)
             made = write_request(name, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
             if made is not None and len(made.text) < 280:
                 return self._made(made.text, made.surface, name, picture, modality, answer, why, style)
+        return None
+
+    def _share_known_words(self, context: Any) -> None:
+        """The words that no slip may make are those of the whole vocabulary; collecting them anew for each list is most of the work."""
+        from seerseg_data.requests.forms import names_of
+
+        found = vars(names_of(self.vocabulary, context))
+        if self._known_words is None:
+            self._known_words = names_of(self.vocabulary, context)._known
+        found.setdefault("_known", self._known_words)
+
+    def _copied(self, rng: random.Random, name: str, modality: str | None) -> Sample | None:
+        """A request for a name that means nothing, in the words of one for a structure."""
+        from seerseg_data.requests import Context, write_request
+
+        context = Context(modality="MR")
+        for _ in range(6):
+            style = rng.choice(("clinical_request", "abbr_or_short", "formal_task", "order_form", "chat"))
+            other = rng.choice(self.core)
+            made = write_request(other, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
+            if made is not None and made.surface in made.text and len(made.text) < 280:
+                return self._made(made.text.replace(made.surface, name), "", name, None, modality, name, "", style)
         return None
 
     def _made(
@@ -516,10 +556,9 @@ def make_exams(held: Sequence[Picture], vocabulary: Vocabulary, split: str = "va
         for made in paraphrase_set(target, split=split, count=count, seed=seed, vocabulary=vocabulary, context=context, styles=styles):  # type: ignore[arg-type]
             exams[exam].append((picture, names, made.text, answer, made.style))
 
-    for picture in crops[:8]:
+    for picture in crops[:5]:
         for target in HIPPOCAMPUS:
             add("hippocampus", picture, HIPPOCAMPUS, target, target, 16, None)
-        add("full list", picture, maker.core, rng.choice(HIPPOCAMPUS), HIPPOCAMPUS[0], 0, None)
         for target in HIPPOCAMPUS:
             add("full list", picture, maker.core, target, target, 8, None)
     styles = (
@@ -534,12 +573,12 @@ def make_exams(held: Sequence[Picture], vocabulary: Vocabulary, split: str = "va
     )
     for picture in phantoms:
         seen = tuple(n for n in picture.seen if n in LABELS)
-        for target in rng.sample(seen, 4):
+        for target in rng.sample(seen, 2):
             add("phantoms", picture, seen, target, target, 8, styles)
-        if "lungs" in picture.seen:
+        if "lungs" in picture.seen and len(exams["chest"]) < 96:
             for target in ("left lung", "right lung", "ribs", "vertebral column"):
                 add("chest", picture, CT_CHEST, target, target, 8, styles)
-    for picture in (*crops[:4], *phantoms[:6]):
+    for picture in (*crops[:2], *phantoms[:4]):
         names = HIPPOCAMPUS if picture.kind == "hippocampus" else tuple(n for n in picture.seen if n in LABELS)
         for target in rng.sample(
             [n for n in maker.core if maker.entry(n).regions and picture.absent.issuperset(maker.entry(n).regions)], 4
@@ -757,6 +796,7 @@ def train(arguments: argparse.Namespace) -> None:
                 return
         for group_of in optimiser.param_groups:
             group_of["lr"] = arguments.rate * min(1.0, (step + 1) / 150) * (0.04 + 0.96 * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
+        maker.first = done < arguments.first
         model.train()
         optimiser.zero_grad(set_to_none=True)
         scored = 0
@@ -775,11 +815,12 @@ def train(arguments: argparse.Namespace) -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step += 1
-        keep = min(arguments.ema, (1 + step) / (20 + step))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - keep) if value.is_floating_point() else average[name].copy_(value)
-        if step % 25 == 0:
+        keep = min(arguments.ema, (1 + step) / (40 + step))
+        if step % 4 == 0:  # 4 steps at once
+            with torch.no_grad():
+                for name, value in model.state_dict().items():
+                    average[name].lerp_(value, 1 - keep**4) if value.is_floating_point() else average[name].copy_(value)
+        if step % 50 == 0:
             spent = time.time() - began
             line = {"step": step, "minutes": round(spent / 60, 1), "requests": seen, "loss": round(total / count, 4)}
             line |= {"tokens_right": round(right / count, 4), "tokens_per_s": round(tokens / (spent - told_at))}
@@ -847,12 +888,13 @@ def main() -> None:
         command.add_argument("--to", type=Path)
         command.add_argument("--minutes", type=float, default=75)
         command.add_argument("--every", type=float, default=8, help="minutes between marks on validation")
-        command.add_argument("--groups", type=int, default=3 if name == "train" else 2500)
-        command.add_argument("--rate", type=float, default=1.5e-3)
+        command.add_argument("--groups", type=int, default=1 if name == "train" else 2500)
+        command.add_argument("--first", type=float, default=0.2, help="share of the time with short requests and made-up names")
+        command.add_argument("--rate", type=float, default=1e-3)
         command.add_argument("--ema", type=float, default=0.998)
-        command.add_argument("--hidden", type=int, default=192)
-        command.add_argument("--layers", type=int, default=5)
-        command.add_argument("--inner", type=int, default=512)
+        command.add_argument("--hidden", type=int, default=256)
+        command.add_argument("--layers", type=int, default=4)
+        command.add_argument("--inner", type=int, default=640)
         command.add_argument("--which", default="best", choices=("best", "last"))
     arguments = parser.parse_args()
     arguments.run(arguments)
