@@ -24,8 +24,10 @@ HIPPOCAMPUS = Context("MR", "head", ("anterior hippocampus", "posterior hippocam
 TORSO = Context(
     "CT",
     "chest",
-    ("left lung", "right lung", "lungs", "heart", "liver", "left kidney", "right kidney", "vertebra L1", "vertebra T12", "spleen", "aorta")
-    + ("gallbladder", "stomach", "pancreas", "trachea", "urinary bladder", "left adrenal gland", "left hip bone", "left rib 4", "ribs"),
+    tuple(
+        "left lung|right lung|lungs|heart|liver|left kidney|right kidney|vertebra L1|vertebra T12|spleen|aorta|gallbladder|stomach|pancreas|"
+        "trachea|urinary bladder|left adrenal gland|left hip bone|left rib 4|ribs".split("|")
+    ),
 )
 HEAD = Context("MR", "head", ("brain tumour", "enhancing tumour", "left hippocampus", "right hippocampus", "left amygdala", "brainstem"))
 _BLOCKS = {name: value for name, value in vars(phrases).items() if name.isupper() and isinstance(value, dict) and "train" in value}

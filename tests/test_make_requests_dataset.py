@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 import numpy as np
@@ -150,7 +150,7 @@ def test_hippocampus_parts_and_their_whole(tmp_path: Path) -> None:
 
 def test_the_plan_fixes_number_and_styles(raw: Path) -> None:
     class _Plans:
-        values = {"requests.per_target": Planned(3, "", {}, 16), "requests.styles": Planned(["label_prompt", "chat"], "", {}, [])}
+        values: ClassVar = {"requests.per_target": Planned(3, "", {}, 16), "requests.styles": Planned(["label_prompt", "chat"], "", {}, [])}
 
         def value(self, name: str) -> Any:
             return self.values[name].value
@@ -323,8 +323,8 @@ def test_answers_are_cleaned() -> None:
 
 
 class _Endpoint(BaseHTTPRequestHandler):
-    asked: list[dict[str, Any]] = []
-    keys: list[str | None] = []
+    asked: ClassVar[list[dict[str, Any]]] = []
+    keys: ClassVar[list[str | None]] = []
     mode = "polite"
 
     def do_POST(self) -> None:
