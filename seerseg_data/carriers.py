@@ -82,7 +82,7 @@ def _places(carrier: Carrier, cache: Path) -> Iterator[Path]:
         spec = importlib.util.find_spec(carrier.module)
         yield from (Path(place) for place in (spec.submodule_search_locations or ()) if spec is not None)
     else:
-        yield Path("/usr/share") / carrier.name.removesuffix("-data")
+        yield Path("/usr/share") / carrier.name
 
 
 def _in_folder(carrier: Carrier, folder: Path) -> dict[str, Path] | None:

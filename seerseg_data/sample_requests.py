@@ -64,21 +64,21 @@ SPINE_CT = (
 SPINE_MR = (
     Said("cord-label", "spinal cord", "spinal cord", "label_prompt"),
     Said("discs-label", "intervertebral discs", "intervertebral discs", "label_prompt"),
-    Said("c6-label", "vertebra C6", "vertebra C6", "label_prompt"),
+    Said("body-label", "vertebral body", "vertebral body", "label_prompt"),
     Said("cord-lay", "the bundle of nerves that runs down inside the backbone", "spinal cord", "lay"),
     Said("cord-typo", "spnial crod", "spinal cord", "messy_or_misspelled"),
     Said("canal", "canalis vertebralis, ?stenosis", "spinal canal", "report_style"),
     Said("discs-lay", "the cushions between the vertebrae", "intervertebral discs", "lay"),
     Said("discs-short", "IVDs", "intervertebral discs", "abbr_or_short"),
-    Said("c6-order", "Order: MR C-spine. Region of interest: sixth cervical vertebra, bone only.", "vertebra C6", "clinical_request"),
-    Said("between", "the vertebra between C5 and C7", "vertebra C6", "relational"),
-    Said("not-right", "the transverse process that is not on the right", "left transverse process", "negated"),
-    Said("absent-l5", "vertebra L5", None, "out_of_region_reference"),
-    Said("absent-liver", "the organ that makes bile", None, "out_of_region_reference"),
+    Said("bodies-order", "Order: MR spine. Region of interest: corpora vertebrarum, without arches.", "vertebral body", "clinical_request"),
+    Said("behind", "the tunnel of bone and ligament behind the vertebral bodies, with what runs in it", "spinal canal", "relational"),
+    Said("not-right", "the transverse processes that are not on the right", "left transverse process", "negated"),
+    Said("absent-hippocampus", "left hippocampus", None, "out_of_region_reference"),
+    Said("absent-eye", "the right eye", None, "out_of_region_reference"),
 )
 
 
-def _tumour(organ: str, side: str, other: str) -> tuple[Said, ...]:
+def _tumour(organ: str, side: str) -> tuple[Said, ...]:
     adjective = {"lung": "pulmonary", "brain": "intracranial"}[organ]
     target = f"{organ} tumour"
     return (
@@ -97,12 +97,14 @@ def _tumour(organ: str, side: str, other: str) -> tuple[Said, ...]:
         ),
         Said("us-spelling", f"Segment the {organ} tumor.", target, "formal_task"),
         Said("absent-bladder", "urinary bladder", None, "out_of_region_reference"),
-        Said("absent-side", f"the {adjective} tumour on the {other} side", None, "absent"),
+        Said(
+            "absent-organ", {"lung": "the left hippocampus", "brain": "the organ that makes bile"}[organ], None, "out_of_region_reference"
+        ),
     )
 
 
-LUNG_TUMOURS = {1: _tumour("lung", "right", "left"), 2: _tumour("lung", "left", "right")}
-BRAIN_TUMOURS = {1: _tumour("brain", "left", "right"), 2: _tumour("brain", "left", "right")}
+LUNG_TUMOURS = {1: _tumour("lung", "right"), 2: _tumour("lung", "left")}
+BRAIN_TUMOURS = {1: _tumour("brain", "left"), 2: _tumour("brain", "left")}
 
 COLIN27 = (
     Said("left-hippocampus-label", "left hippocampus", "left hippocampus", "label_prompt"),

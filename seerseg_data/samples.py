@@ -42,7 +42,7 @@ PYRADIOMICS_FILES = {organ: tuple(f"{organ}{n}_{what}.nrrd" for n in (1, 2) for 
 _FROM_SOURCE = ("--no-binary", ":all:", "--no-build-isolation")
 PYRADIOMICS = {organ: pip_carrier("pyradiomics==3.0.1", "", files, *_FROM_SOURCE) for organ, files in PYRADIOMICS_FILES.items()}
 MRICRON = Carrier(
-    "mricron-data",
+    "mricron",
     "the Debian package mricron-data",
     "",
     ("ch2.nii.gz", "aal.nii.gz", "aal.nii.txt"),
@@ -94,7 +94,7 @@ KNOWN: dict[str, Sample] = {
     ),
     "spine_mr": Sample(
         "Dataset904_SpineMR",
-        "one real MR (T2) of cervical vertebrae, in 13 parts of vertebra, disc, cord and canal",
+        "one real MR (T2) of three vertebrae, in 13 parts of vertebra, disc, cord and canal",
         "Apache-2.0 (package tptbox 1.1.0)",
         TPTBOX_MR,
         "spine",
@@ -226,9 +226,13 @@ SPINE_PARTS: dict[str, tuple[int, ...]] = {
 
 
 def _spine(files: Mapping[str, Path]) -> Made:
-    """Part masks and vertebra masks are both kept: every pair of (vertebra, part) that occurs has a value of its own."""
+    """Part masks and vertebra masks are both kept: every pair of (vertebra, part) that occurs has a value of its own.
+
+    The CT's vertebrae are named by level. The MR's numbers are mere instances (its file says 5 to 7, but bodies 27 mm high with
+    hardly any cord beside them are no cervical ones), so there no level is claimed.
+    """
     mr = any(name.endswith("T2w.nii.gz") for name in files)
-    case = "spine_c6" if mr else "spine_l3"
+    case = "spine_mr" if mr else "spine_l3"
     marks = ("T2w" if mr else "_ct.", "seg-subreg", "seg-vert")
     image, parts_file, vertebrae_file = (next(path for name, path in files.items() if mark in name) for mark in marks)
     scan = read_volume(image, modality="MR" if mr else "CT", name=case)
@@ -244,7 +248,7 @@ def _spine(files: Mapping[str, Path]) -> Made:
         values = [value for value, (_, part) in enumerate(pairs, start=1) if part in own]
         if values:
             names[name] = values if len(values) > 1 else values[0]
-    for vertebra in sorted({v for v, _ in pairs if v}):
+    for vertebra in sorted({v for v, _ in pairs if v and not mr}):
         bone = [value for value, (v, part) in enumerate(pairs, start=1) if v == vertebra and 41 <= part <= 50]
         names[f"vertebra {_vertebra(vertebra)}"] = bone
     kind = "as shipped with TPTBox's tests: parts of vertebrae found by its own networks"
