@@ -25,8 +25,8 @@ TORSO = Context(
     "CT",
     "chest",
     tuple(
-        "left lung|right lung|lungs|heart|liver|left kidney|right kidney|vertebra L1|vertebra T12|spleen|aorta|gallbladder|stomach|pancreas|"
-        "trachea|urinary bladder|left adrenal gland|left hip bone|left rib 4|ribs".split("|")
+        "left lung|right lung|lungs|heart|liver|left kidney|right kidney|vertebra L1|vertebra T12|spleen|aorta|gallbladder|stomach|"
+        "pancreas|trachea|urinary bladder|left adrenal gland|left hip bone|left rib 4|ribs".split("|")
     ),
 )
 HEAD = Context("MR", "head", ("brain tumour", "enhancing tumour", "left hippocampus", "right hippocampus", "left amygdala", "brainstem"))
