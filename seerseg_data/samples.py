@@ -313,13 +313,23 @@ _MAKERS = {
 }
 
 
+WHOLES: dict[str, tuple[str, ...]] = {
+    "liver": ("liver tumour",),
+    **{f"{side} lung": (f"{side} lung nodule",) for side in ("right", "left")},
+    **{f"{side} kidney": (f"{side} kidney cyst",) for side in ("right", "left")},
+    "brain tumour": ("enhancing tumour", "non-enhancing tumour core", "peritumoural oedema"),
+    "tumour core": ("enhancing tumour", "non-enhancing tumour core"),
+}
+"""Organs and tumours of the phantoms that are the union of what is drawn apart."""
+
+
 def _phantoms(kind: str, count: int, seed: int) -> Made:
     from seerseg_data.phantoms import LABELS, phantom
 
     cases: dict[str, tuple[Volume, NDArray[Any]]] = {}
     requests: list[Request] = []
     modality = "MR" if kind == "head_mr" else "CT"
-    present: dict[str, int | list[int]] = {}
+    present: dict[str, int] = {}
     for number in range(count):
         case = f"phantom_{seed + number:03d}"
         spacing = (3.0, 2.0, 2.0) if kind == "head_mr" else (5.0, 3.0, 3.0)
@@ -330,7 +340,12 @@ def _phantoms(kind: str, count: int, seed: int) -> Made:
         for value, name in drawn.names.items():
             if np.count_nonzero(drawn.labels_zyx == value) >= 50:
                 requests.append(Request(id=f"{case}-{value:02d}", case=case, text=name, target=(name,), style="label_prompt"))
-    labels: dict[str, int | list[int]] = (
-        dict(LABELS) if kind == "torso" else dict(sorted(present.items(), key=lambda item: int(str(item[1]))))
-    )
+    if kind == "torso":
+        return Made(modality, dict(LABELS), cases, requests, "drawn, exact")
+    labels: dict[str, int | list[int]] = {name: [value] for name, value in sorted(present.items(), key=lambda item: item[1])}
+    for whole, parts in WHOLES.items():
+        values = [present[name] for name in (whole, *parts) if name in present]
+        if values:
+            labels[whole] = values
+    labels = {name: values[0] if isinstance(values, list) and len(values) == 1 else values for name, values in labels.items()}
     return Made(modality, labels, cases, requests, "drawn, exact")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -250,3 +251,16 @@ def test_misuse_is_named(arguments: list[str], says: str) -> None:
     done = CliRunner().invoke(command, arguments)
     assert done.exit_code == 2
     assert says in done.output
+
+
+def test_the_converter_of_the_documentation_works(tmp_path: Path) -> None:
+    text = (Path(__file__).resolve().parents[1] / "documentation" / "converters.md").read_text(encoding="utf-8")
+    code = text.split("```python\n", 1)[1].split("```", 1)[0]
+    assert code.count("\n") < 60
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(code, names)
+    nifti(scan(), tmp_path / "in" / "patient_07" / "ct.nii.gz", "LPS")
+    nifti(blob(LEFT), tmp_path / "in" / "patient_07" / "spleen.nii.gz", "LPS")
+    report = convert(names["ExampleSpleens"](), tmp_path / "in", "7", tmp_path / "raw")
+    assert report.done == ("patient_07",)
+    assert open_dataset(report.folder).subjects == {"patient_07": ["patient_07"]}

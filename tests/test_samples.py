@@ -93,6 +93,8 @@ def test_phantoms(name: str, tmp_path: Path) -> None:
     dataset = open_dataset(make_sample(name, tmp_path, count=1, seed=1))
     assert len(dataset.requests) >= 12
     assert {r.case for r in dataset.requests} == set(dataset.cases) == {"phantom_001"}
+    if name == "phantoms_lesions":
+        assert set(dataset.labels["liver tumour"]) < set(dataset.labels["liver"])  # the whole liver holds its tumours
     with pytest.raises(UsageError, match="drawn"):
         make_sample(name, tmp_path, download=True)
 
