@@ -25,6 +25,7 @@ from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import RefiningSession, Segmentation, Segmenter, Session
 from seerseg.skills.base import EmptyBank, Query, Retriever, Skill, named_skills
 from seerseg.views import CaseViews
+from seerseg.vocabulary import Vocabulary
 from seerseg.volume import Mask, Volume
 
 Status = Literal["ok", "absent", "empty", "unsupported", "fault"]
@@ -41,12 +42,19 @@ class Targets:
     closed: bool = False
 
     def resolve(self, said: str) -> str | None:
-        """The listed name that `said` spells; `said` itself when any name may be answered; None when it is not allowed."""
+        """The listed name that `said` spells; the pair whose two sides are listed; `said` itself when any name may be answered;
+        None when it is not allowed."""
         wanted = normalise_name(said)
         for name in self.names:
             if normalise_name(name) == wanted:
                 return name
-        return None if self.closed else said
+        return said if not self.closed else self._pair(said)
+
+    def _pair(self, said: str) -> str | None:
+        """The canonical name of a pair ("lungs") of which both sides are listed, else None."""
+        entry = Vocabulary.load().resolve(said)
+        listed = {normalise_name(name) for name in self.names}
+        return entry.name if entry is not None and entry.members and listed.issuperset(entry.members) else None
 
 
 class Recorded(Protocol_):

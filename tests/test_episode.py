@@ -281,3 +281,12 @@ def test_the_lexicon_is_told_what_the_labels_mean() -> None:
         targets=model.targets,
     )
     assert episode.target == "L1"
+
+
+def test_a_pair_may_be_answered_where_both_sides_are_listed() -> None:
+    both = Targets(("left lung", "right lung", "liver"), closed=True)
+    assert both.resolve("lungs") == "lungs"
+    assert both.resolve("Both lungs") == "lungs"
+    assert Targets(("left lung", "liver"), closed=True).resolve("lungs") is None
+    assert both.resolve("kidneys") is None
+    assert both.resolve("left lung") == "left lung"
