@@ -74,9 +74,13 @@ _SIDES = ("left", "right", "none")
 
 @dataclass(frozen=True)
 class Agreement:
-    """How mask and anchor fit. score: IoU on the anchor's slice of the boxes with the boxes of the mask's parts, 0 when the mask
-    has nothing there; inside: share of the mask on that slice that lies in the boxes; kept, dropped: parts of the mask;
-    dropped_voxels: how much was taken away; side_said: by the answer; side_seen: half of the scan in which the anchor lies."""
+    """How mask and anchor fit.
+
+    score: IoU on the anchor's slice of the boxes with the boxes of the mask's parts, 0 when the mask has nothing there; inside: share
+    of the mask on that slice that lies in the boxes; kept: parts of the mask seen on that slice that stay; dropped: parts in 3D
+    that were taken away; dropped_voxels: how much that was; side_said: by the answer; side_seen: half of the scan in which the
+    anchor lies.
+    """
 
     score: float
     inside: float
@@ -268,27 +272,31 @@ def verify(mask: Mask, boxes: Sequence[Box2D]) -> Agreement:
 
 
 def select(mask: Mask, boxes: Sequence[Box2D]) -> tuple[Mask, tuple[int, int, int]]:
-    """The mask without those of its parts (face neighbours) that cross the boxes' slice and touch none of them, and how many parts stay,
-    how many are taken away, with how many voxels. Nothing is taken away where no part touches a box. The given mask is left as it is."""
+    """The mask without those of its parts (face neighbours) that cross the boxes' slice and touch none of them; how many parts stay
+    on that slice, how many are taken away in 3D, and their voxels. Nothing is taken away where no part touches a box. The given
+    mask is left as it is."""
     axis, index = boxes[0].axis, boxes[0].index
     crossing = np.take(mask.array, index, axis)
     if not crossing.any():
         return mask, (0, 0, 0)
+    anchor = _filled(boxes, crossing.shape)
+    seen, seen_spans = _parts(crossing)
+    touched = set(np.unique(seen[anchor]).tolist()) - {0}
+    if len(touched) in (0, len(seen_spans)):  # decided on the slice, without looking at the whole mask
+        return mask, (len(seen_spans), 0, 0)
     crop = _bounds(mask.array)
     labels, spans = _parts(mask.array[crop])
     in_plane = tuple(span for i, span in enumerate(crop) if i != axis)
-    anchor = _filled(boxes, crossing.shape)[in_plane]
     on_slice = np.take(labels, index - crop[axis].start, axis)
-    judged, touching = set(np.unique(on_slice).tolist()) - {0}, set(np.unique(on_slice[anchor]).tolist()) - {0}
-    dropped = sorted(judged - touching)
-    if not touching or not dropped:
-        return mask, (len(spans), 0, 0)
+    dropped = sorted(set(np.unique(on_slice).tolist()) - set(np.unique(on_slice[anchor[in_plane]]).tolist()) - {0})
+    if not dropped:  # parts that are apart on the slice hang together elsewhere
+        return mask, (len(seen_spans), 0, 0)
     stays = np.ones(len(spans) + 1, dtype=np.bool_)
     stays[[0, *dropped]] = False
     kept = np.zeros_like(mask.array)
     kept[crop] = stays[labels]
     gone = int(np.count_nonzero(labels)) - int(np.count_nonzero(kept[crop]))
-    return Mask(kept, mask.grid, mask.name), (len(spans) - len(dropped), len(dropped), gone)
+    return Mask(kept, mask.grid, mask.name), (len(_parts(np.take(kept, index, axis))[1]), len(dropped), gone)
 
 
 def _bounds(array: Bool) -> tuple[slice, ...]:
