@@ -403,7 +403,7 @@ class Maker:
             return picture, CT_CHEST
         size = rng.randint(3, 30)
         names = rng.sample(picture.seen, min(len(picture.seen), size))
-        names += [n for n in rng.sample(self.core, rng.randint(0, 6)) if n not in names]
+        names += [n for n in rng.sample(self.core, rng.randint(2, 6)) if n not in names]
         rng.shuffle(names)
         self._kept_scans = [*self._kept_scans[-9:], (picture, tuple(names))]
         return picture, tuple(names)
@@ -459,7 +459,8 @@ class Maker:
         return self._asked(rng, name, picture, modality, names, name, "")
 
     def _open_names(self, rng: random.Random, picture: Picture | None) -> tuple[str, ...]:
-        pool = picture.seen if picture is not None and rng.random() < 0.5 else self.core if rng.random() < 0.6 else self.all_names
+        seen = picture.seen if picture is not None and rng.random() < 0.5 else ()
+        pool = seen or (self.core if rng.random() < 0.6 else self.all_names)
         return tuple(rng.sample(tuple(pool), min(len(pool), 3)))
 
     def _unlisted(self, rng: random.Random, picture: Picture | None, modality: str | None, names: tuple[str, ...]) -> Sample | None:
