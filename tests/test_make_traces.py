@@ -31,8 +31,9 @@ from seerseg.store import open_case
 from seerseg.views import ViewSpec
 from seerseg.volume import Grid, Volume
 from seerseg_data.evidence import survey
+from seerseg_data.rationales import provenance, rationale, skill_tag
 from seerseg_data.trace_checks import blank_views, check_parsing, known_protocols
-from seerseg_data.traces import key_slices, name_labels, provenance, rationale, skill_tag, two_points
+from seerseg_data.traces import key_slices, name_labels, two_points
 
 NAME = "Dataset007_Test"
 CASES = ("case_1", "case_2", "case_3")
@@ -321,10 +322,10 @@ def test_styles_have_tags() -> None:
 
 def test_rationales_follow_from_how_requests_were_made(tmp_path: Path) -> None:
     def told(answer: str, style: str = "formal_task", **note: Any) -> str:
-        return rationale(Request("r", "c", "text", ("x",), style), answer, None, "MR", {"slips": [], **note})[0]  # type: ignore[arg-type]
+        return rationale(Request("r", "c", "text", ("x",), style), answer, (), "MR", {"slips": [], **note})[0]
 
     left = told("left lung", asked="left lung", surface="left lung", slips=["a:lung>lnug", "a:left>lft", "b:please>pls", "case_lower:"])
-    assert left == "lnug -> lung, lft -> left, pls -> please; so left lung"
+    assert left == "lnug -> lung, lft -> left; so left lung"
     assert told("left kidney", asked="left kidney", surface="LK") == "'LK' is short for left kidney"
     assert told("left kidney", asked="left kidney", surface="left renal organ") == "'left renal organ' means left kidney"
     assert (
