@@ -11,9 +11,9 @@ import numpy as np
 import tiny_vlms
 
 from seerseg.episode import Targets
+from seerseg.prompts import Prompt
 from seerseg.protocols.base import Answer, Fault
 from seerseg.protocols.messages import ImagePart, Message, TextPart, text_message
-from seerseg.prompts import Prompt
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import Loaded, find, load
@@ -76,7 +76,10 @@ class Letters:
     def opening(self, views: CaseViews, request: str, skills: Sequence[Skill], targets: Sequence[str]) -> list[Message]:
         images = [ImagePart(view.pixels, view.key) for view in views.views]
         known = "".join(f"<{skill.id}>" for skill in skills)
-        return [text_message("system", "You turn a request into a name."), Message("user", (*images, TextPart(f"Name it. {known}{request}")))]
+        return [
+            text_message("system", "You turn a request into a name."),
+            Message("user", (*images, TextPart(f"Name it. {known}{request}"))),
+        ]
 
     def read(self, reply: str, views: CaseViews) -> Answer | Fault:
         if not reply:
@@ -132,9 +135,11 @@ def rollouts_of(
     return Rollouts(reasoner, Scenes(), protocol or Letters(), segmenter or CachedSegmenter(ScriptedSegmenter(MASKS)), reward, **more)
 
 
-def trainer_of(loaded: Loaded, out: Path, rollouts: Rollouts | None = None, *, sets: Sequence[ParaphraseSet] = SETS, steps: int = 2,
-               paraphrases: int = 2, samples: int = 2, micro: int = 4, accumulation: int = 2, resamples: int = 1, beta: float = 0.0,
-               callbacks: Sequence[Any] = (), val: Sequence[ParaphraseSet] = (), evaluate_steps: int = 0, **arguments: Any) -> Any:  # fmt: skip
+def trainer_of(
+    loaded: Loaded, out: Path, rollouts: Rollouts | None = None, *, sets: Sequence[ParaphraseSet] = SETS, steps: int = 2,
+    paraphrases: int = 2, samples: int = 2, micro: int = 4, accumulation: int = 2, resamples: int = 1, beta: float = 0.0,
+    callbacks: Sequence[Any] = (), val: Sequence[ParaphraseSet] = (), evaluate_steps: int = 0, **arguments: Any,
+) -> Any:  # fmt: skip
     rollouts = rollouts or rollouts_of(loaded)
     return make_trainer(
         loaded,

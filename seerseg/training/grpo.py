@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from seerseg.training.data import Cases, Ground, schedule
 from seerseg.training.rollout import Job, ParaphraseSet, Rollout, Rollouts, StoredScenes, paraphrase_sets
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
-from seerseg.training.sft import Ended, common_arguments, fitting_names
+from seerseg.training.sft import Ended, common_arguments, fitting_names, spread
 from seerseg.training.stability import Scores, flat_groups, group_rewards, spread_of
 from seerseg.training.tuning import load_trainable
 
@@ -178,6 +179,8 @@ def make_trainer(
     if not adapted:
         given["beta"] = 0.0  # TRL would read the reference from the hub or a folder, which need not hold these weights
     accumulation = int(given.get("gradient_accumulation_steps", 1))
+    check_batch(int(given["per_device_train_batch_size"]) * accumulation * int(os.environ.get("WORLD_SIZE", "1")), grpo)
+    columns = _columns(rollouts.reward)
     evaluates = bool(evaluate_steps and val)
     config = config_class(
         **{
@@ -190,6 +193,7 @@ def make_trainer(
             "log_completions": False,
             "max_completion_length": max_new_tokens * rollouts.protocol.max_turns,
             "num_generations": grpo.group,
+            "reward_weights": [rollouts.reward.terms.get(name, 1.0) for name in columns],
             "eval_strategy": "steps" if evaluates else "no",
             "eval_steps": evaluate_steps if evaluates else None,
             "per_device_eval_batch_size": grpo.group,
@@ -206,7 +210,7 @@ def make_trainer(
         val,
         grpo,
         model=loaded.model,
-        reward_funcs=[_Column(name) for name in _columns(rollouts.reward)],
+        reward_funcs=[_Column(name) for name in columns],
         args=config,
         train_dataset=_table(order),
         eval_dataset=_table(range(len(val))) if evaluates else None,
@@ -237,6 +241,14 @@ def check_trl(installed: str | None = None) -> None:
         )
 
 
+def check_batch(replies: int, grpo: GrpoSettings) -> None:
+    """PlanError for a batch that does not hold whole groups, and for groups of one."""
+    if grpo.group < 2:
+        raise PlanError("A group needs at least 2 replies: raise paraphrases.count or grpo.samples.")
+    if replies % grpo.group:
+        raise PlanError(f"The batch of {replies} replies does not hold whole groups of {grpo.group}; plan a multiple of it.")
+
+
 def check_arguments(config: Any, grpo: GrpoSettings) -> None:
     """Refuse what TRL would do silently otherwise than our mathematics needs."""
     if config.use_vllm and config.vllm_mode == "server":
@@ -249,12 +261,6 @@ def check_arguments(config: Any, grpo: GrpoSettings) -> None:
     if config.num_generations != grpo.group:
         raise PlanError(
             f"num_generations is {config.num_generations}, but {grpo.paraphrases} wordings times {grpo.samples} replies share a group."
-        )
-    if grpo.group < 2:
-        raise PlanError("A group needs at least 2 replies: raise paraphrases.count or grpo.samples.")
-    if config.generation_batch_size % grpo.group:
-        raise PlanError(
-            f"The batch of {config.generation_batch_size} replies does not hold whole groups of {grpo.group}; plan a multiple of it."
         )
     if config.steps_per_generation != config.gradient_accumulation_steps or config.num_iterations != 1:
         raise PlanError(
@@ -359,7 +365,6 @@ def _classes() -> tuple[Any, Any]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from trl import GRPOConfig, GRPOTrainer
-            from trl.models import unwrap_model_for_generation
     except ImportError as fault:
         raise MissingExtraError(f"Training by reward needs more packages ({fault}): pip install 'seerseg[train]'.") from fault
     import torch
@@ -371,20 +376,18 @@ def _classes() -> tuple[Any, Any]:
         @contextmanager
         def whole_model(self) -> Iterator[None]:
             """The model in one piece, for rollouts: no gradients, no dropout."""
-            if self.is_fsdp_enabled:
+            if spread(self):
                 raise UsageError(
-                    "Processes of FSDP decode in step, which rollouts of different lengths cannot. Train by reward with DDP, or DeepSpeed "
-                    "up to ZeRO-2; a model too large for that trains as an adapter (--tuning lora)."
+                    "Processes that share weights (FSDP, ZeRO-3) must decode in step, which rollouts of different lengths do not. Train "
+                    "by reward with DDP or DeepSpeed up to ZeRO-2; a model too large for that trains as an adapter (--tuning lora)."
                 )
-            checkpointing = self.args.gradient_checkpointing_kwargs
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator, gradient_checkpointing_kwargs=checkpointing):
-                training = self.model.training
-                self.model.eval()
-                try:
-                    with torch.no_grad(), self.accelerator.autocast():
-                        yield
-                finally:
-                    self.model.train(training)
+            training = self.model.training
+            self.model.eval()  # no dropout, no checkpointing
+            try:
+                with torch.no_grad(), self.accelerator.autocast():
+                    yield
+            finally:
+                self.model.train(training)
 
         def together(self, values: Any) -> Any:
             """Of all processes, in order of their ranks."""
@@ -403,6 +406,14 @@ def _classes() -> tuple[Any, Any]:
         def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
             table = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
             return self.with_penalty(table)
+
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
+            # the model folder has the processor's files; transformers cannot write one without its video part
+            held, self.processing_class = self.processing_class, None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.processing_class = held
 
         def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> dict[str, float]:
             """Greedy answers to the validation sets instead of a loss."""
