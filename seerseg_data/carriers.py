@@ -80,7 +80,7 @@ def _places(carrier: Carrier, cache: Path) -> Iterator[Path]:
     yield cache
     if carrier.module:
         spec = importlib.util.find_spec(carrier.module)
-        yield from (Path(place) for place in (spec.submodule_search_locations or ()) if spec is not None)
+        yield from (Path(place) for place in ((spec.submodule_search_locations if spec else None) or ()))
     else:
         yield Path("/usr/share") / carrier.name
 
@@ -89,7 +89,8 @@ def _in_folder(carrier: Carrier, folder: Path) -> dict[str, Path] | None:
     """All files of the carrier under a folder, or None; the shallowest where a name occurs twice."""
     if not folder.is_dir():
         return None
-    wanted, found = set(carrier.files), {}
+    wanted = set(carrier.files)
+    found: dict[str, Path] = {}
     for root, below, names in os.walk(folder):
         below.sort()
         for name in wanted.intersection(names):

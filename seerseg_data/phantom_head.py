@@ -126,10 +126,10 @@ class HeadMR:
             wide = some(5.5, 0.35)
             horn = body.tube([(side * 9, 38, 14), (side * 10, 5, 26), (side * 20, -36, 18), (side * 30, -30, -6)], wide)
             body.paint(horn & self.inner, FLUID, f"{word} lateral ventricle")
-            beside = [(side * (14 + wide), 30, 12), (side * (15 + wide), 6, 22), (side * (18 + wide), -16, 20)]
+            beside = [(side * (14 + wide), 30.0, 12.0), (side * (15 + wide), 6.0, 22.0), (side * (18 + wide), -16.0, 20.0)]
             body.paint(body.tube(beside, (some(6.5), some(3.0))) & ~horn, some(DEEP, 0.04), f"{word} caudate nucleus")
             body.paint(body.ellipsoid(near(side * 28, 6, 4), (some(6.5), some(16), some(10))), some(DEEP, 0.04), f"{word} putamen")
-            curve = [near(side * 24, -6, -22), (side * 27, -20, -17), (side * 24, -34, -6)]
+            curve = [near(side * 24, -6, -22), (side * 27, -20.0, -17.0), (side * 24, -34.0, -6.0)]
             body.paint(body.tube(curve, (some(6.5), some(4.0))) & self.inner, some(GREY + 20, 0.04), f"{word} hippocampus")
 
     def _eyes(self) -> None:

@@ -158,7 +158,7 @@ def make_sample(name: str, folder: Path, *, count: int = 4, seed: int = 0, given
 
 def _describe(place: Path, sample: Sample, made: Made) -> None:
     vocabulary = Vocabulary.load()
-    described = {}
+    described: dict[str, Any] = {}
     for label in made.labels:
         entry = vocabulary.resolve(label)
         described[label] = {

@@ -6,7 +6,7 @@ conversion of MultiTalent). The second, BrainMetShare-3, holds NIfTI: bravo, t1_
 trains on it). In both the case folders are named Mets_NNN, one patient each, and the test set has no masks.
 
 Not verified: that PNG slices are in radiological display order with slice numbers rising towards the head. A PNG says neither, so
-they are written with laterality "assumed".
+they are written with laterality "assumed". The wording of the licence.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
 volume-N.nii.gz and labels-N.nii.gz, N from 0 to 139; 0 background, 1 liver, 2 urinary bladder, 3 lungs, 4 kidneys, 5 bones, 6
 brain. 21 scans are the test set and 119 the training set (TCIA's page); both have labels.
 
-Not verified: that the 21 are those numbered 0 to 20, as public code has it. Which scans are of one patient is not published; most
-come from LiTS.
+Not verified: that the 21 are those numbered 0 to 20, as public code has it; the licence. Which scans are of one patient is not
+published; most come from LiTS.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CTOrg(Converter):
     name = "ct_org"
     title = "CT-ORG"
     dataset_name = "CTORG"
-    licence = "CC BY 3.0 (some scans CC BY-NC; see the collection's page)"
+    licence = "as the collection's page states (CC BY 3.0; scans from LiTS keep theirs)"
     home = "https://www.cancerimagingarchive.net/collection/ct-org/"
     layout = """
     SOURCE/ (OrganSegmentations)                    any nesting

@@ -4,6 +4,8 @@ case_NNNNN/imaging.nii.gz and segmentation.nii.gz, with 1 kidney, 2 tumour, 3 cy
 kits23/configuration/labels.py). Files are stored with the slice axis first; the position comes from the affine, as always.
 One case is one patient.
 
+Not verified on the images themselves: the order of their axes (tests use slices first: I, P, L). Nothing depends on it.
+
 The published values say nothing of single lesions, and a question such as "the largest cyst" has no label there. So the label
 map that is written numbers lesions anew: connected components (26 neighbours) of tumour and of cyst, each of at least 0.05 mL, by
 falling volume. 1 stays kidney; 2, 3 and 4 are the largest, second and third largest tumour, 5 all further tumour; 6, 7, 8 and 9
@@ -67,7 +69,7 @@ class KiTS23(Converter):
     name = "kits23"
     title = "KiTS23"
     dataset_name = "KiTS23"
-    licence = "CC BY-NC-SA 4.0"
+    licence = "CC BY-NC-SA"
     home = "https://github.com/neheller/kits23"
     layout = """
     SOURCE/ (kits23/dataset)                        after kits23_download_data

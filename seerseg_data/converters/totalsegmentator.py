@@ -15,7 +15,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
+from seerseg.volume import read_grid
 from seerseg_data.converters.base import CaseContent, Converter, Facts, SourceCase, missing_layout
 
 
@@ -56,14 +58,20 @@ class TotalSegmentator(Converter):
 
     def read(self, case: SourceCase) -> CaseContent:
         """Largest structures are painted first, so that the smaller one stays where two meet."""
-        masks = [(self.label_array(path, case.images[0]) > 0, value) for path, value in zip(case.labels, case.note, strict=True)]
-        counted = sorted(((int(np.count_nonzero(mask)), mask, value) for mask, value in masks), key=lambda item: (-item[0], item[2]))
-        label = np.zeros(masks[0][0].shape, dtype=np.uint8 if max(case.note) < 256 else np.uint16)
+        from scipy import ndimage
+
+        found: list[tuple[int, int, tuple[slice, ...], NDArray[np.bool_]]] = []
+        shape = read_grid(case.images[0])[0].shape_zyx
+        for path, value in zip(case.labels, case.note, strict=True):
+            mask = self.label_array(path, case.images[0]) > 0
+            boxes = ndimage.find_objects(mask.view(np.uint8))
+            if boxes:  # only what lies in its box is kept: a hundred whole masks would not fit into memory
+                found.append((int(np.count_nonzero(mask)), value, boxes[0], mask[boxes[0]].copy()))
+        label = np.zeros(shape, dtype=np.uint8 if max(case.note) < 256 else np.uint16)
         overlap = 0
-        for count, mask, value in counted:
-            if count:
-                overlap += int(np.count_nonzero(label[mask]))
-                label[mask] = value
+        for _, value, box, mask in sorted(found, key=lambda item: (-item[0], item[1])):
+            overlap += int(np.count_nonzero(label[box][mask]))
+            label[box][mask] = value
         notes = (f"{overlap} voxels were of two structures and were given to the smaller one",) if overlap else ()
         return CaseContent(case.images, label, notes=notes)
 
