@@ -79,7 +79,10 @@ def _told(request: Request, answer: str, note: Mapping[str, Any]) -> str:
     elif "not_sibling" in str(note.get("template", "")):
         found.append(f"what is left out leaves {asked}")
     elif surface and surface.casefold() != asked.casefold():
-        verb = {"abbreviation": "is short for", "description": "describes", "relation": "describes"}.get(_kind(asked, surface), "means")
+        kind, side = _kind(asked, surface), asked.split()[0].casefold()
+        verb = {"abbreviation": "is short for", "description": "describes", "relation": "describes"}.get(kind, "means")
+        if side in ("left", "right") and side not in surface.casefold().split() and kind != "abbreviation":
+            verb = f"on the {side} is"  # the side is said elsewhere in the request
         found.append(f"'{surface}' {verb} {asked}")
     if answer == ABSENT:
         return "; ".join([*found, f"not in this scan: {asked}"])

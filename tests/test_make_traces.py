@@ -327,6 +327,7 @@ def test_rationales_follow_from_how_requests_were_made(tmp_path: Path) -> None:
     left = told("left lung", asked="left lung", surface="left lung", slips=["a:lung>lnug", "a:left>lft", "b:please>pls", "case_lower:"])
     assert left == "lnug -> lung, lft -> left; so left lung"
     assert told("left kidney", asked="left kidney", surface="LK") == "'LK' is short for left kidney"
+    assert told("left kidney", asked="left kidney", surface="kidney") == "'kidney' on the left is left kidney"
     assert told("left kidney", asked="left kidney", surface="left renal organ") == "'left renal organ' means left kidney"
     assert (
         told("left kidney", "negated", asked="left kidney", surface="left kidney", template="a/train/1+not_sibling/train/2")
