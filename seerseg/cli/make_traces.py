@@ -55,6 +55,10 @@ def make_traces(datasets: tuple[str, ...], as_json: bool, **given: Any) -> None:
 
     if given["part_id"] >= given["num_parts"]:
         raise UsageError(f"--part_id {given['part_id']} does not exist: parts of --num_parts {given['num_parts']} count from 0.")
+    if given["shown_with"] or given["check"]:
+        from seerseg.model import resolve_device
+
+        given["device"] = resolve_device(given["device"])
     raw, target = raw_folder(given["raw_folder"]), preprocessed_folder(given["preprocessed_folder"])
     done, faults, made = [], [], 0
     for name in dict.fromkeys(resolve_dataset(identifier, raw) for identifier in datasets):
@@ -103,7 +107,7 @@ def _one(dataset: RawDataset, folder: Path, given: dict[str, Any]) -> tuple[Trac
         detail=given["detail"],
         segmenter=given["shown_with"],
         trajectories=given["per_target"],
-        device=_device(given["device"]),
+        device=given["device"],
         seed=given["seed"],
     )
     channel = int(plans.value("views.channel"))
@@ -137,7 +141,7 @@ def _check(
 
     _, rows = read_traces(report.path)
     parsing = check_parsing(rows, folder, plans.view_spec())
-    segmenter = load_segmenter(given["segmenter"], device=_device(given["device"]))
+    segmenter = load_segmenter(given["segmenter"], device=given["device"])
     execution = check_execution(
         rows,
         dataset,
@@ -159,14 +163,6 @@ def _plans(folder: Path, name: str, dataset: str) -> Plans:
     if not path.is_file():
         raise PlanError(f"There is no {path}. Run seerseg_plan_and_preprocess -d {dataset} first.")
     return load_plans(path)
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        return name
-    from seerseg.planning import hardware
-
-    return "cuda" if hardware().gpus else "cpu"
 
 
 def _summary(name: str, report: TraceReport, parsing: list[ParseCheck], execution: ExecutionCheck | None) -> str:
