@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from seerseg.errors import BankError
 from seerseg.skills.base import Acceptance, Audit, Query, Skill, check_skill, named_skills
 from seerseg.skills.retrieval import FrozenBank, SkillIndex, Weights, calibrate, open_index
+from seerseg.skills.seer_preset import SeerKeys, SeerRetriever, TruthQuery, seer_score
 from seerseg.skills.store import BankFolder, merge_skills, read_skills, retire, write_skills
 
 
@@ -335,3 +336,22 @@ def test_calibration_finds_the_threshold_that_keeps_wrong_skills_out() -> None:
 @given(st.text(max_size=300))
 def test_any_request_can_be_looked_up(text: str) -> None:
     assert len(BANK.retrieve(Query(text), 3)) <= 3
+
+
+# --- SEER's published retrieval
+
+
+def test_seers_score_by_hand_and_its_need_of_the_truth() -> None:
+    own = SeerKeys("brats", "abbr_or_short", "oedema", "BRAIN_LESION", frozenset({"ED"}), "row1")
+    same = replace(own, source="row2", hint=0.5)
+    other = replace(same, canonical="core", source="row3")
+    made = Skill("s-1", "ABBR", "the request says ED", "answer oedema", words=("ED",))
+    query = TruthQuery("ED please", keys=own)
+    # 3 + 4 + 6 + 3 + 2, one shared word "ed", and a fifth of the Dice
+    assert seer_score(query, made, same) == pytest.approx(18 + 0.4 + 0.1)
+    assert seer_score(query, made, other) == pytest.approx(12 + 0.4 + 0.1)
+    bank = SeerRetriever([(made, same), (replace(made, id="s-2"), other), (replace(made, id="s-3"), own)], "x")
+    assert [s.id for s in bank.retrieve(query, 3)] == ["s-1"]
+    assert bank.mode == "transductive"
+    with pytest.raises(BankError, match="transductive"):
+        bank.retrieve(Query("ED please"), 3)
