@@ -58,8 +58,9 @@ FAT, MUSCLE, MARROW, CORTEX, FLUID, GREY, WHITE, DEEP, ENHANCED = 800.0, 320.0, 
 class HeadMR:
     """One head. Paired structures are drawn one side after the other, each with a place and size of its own."""
 
-    def __init__(self, body: Body, rng: np.random.Generator) -> None:
-        self.body, self.rng = body, rng
+    def __init__(self, body: Body, rng: np.random.Generator, noise: np.random.Generator) -> None:
+        """noise: for what needs a number per voxel, so that the anatomy does not depend on how many there are."""
+        self.body, self.rng, self.noise = body, rng, noise
         body.hu[:] = 8.0
 
     def some(self, value: float, spread: float = 0.1) -> float:
@@ -101,9 +102,11 @@ class HeadMR:
         self.scalp: Bool = scalp
 
     def _cerebrum(self) -> None:
-        body, rng, some = self.body, self.rng, self.some
+        body, some = self.body, self.some
         brain = body.ellipsoid((0, -2, 10), (63, 81, 73), power=2.2) & (body.z > -40 - 0.2 * body.y)
-        folds = ndimage.gaussian_filter(rng.standard_normal(body.x.shape, dtype=np.float32), [max(0.7, 4.5 / s) for s in steps_mm(body)])
+        folds = ndimage.gaussian_filter(
+            self.noise.standard_normal(body.x.shape, dtype=np.float32), [max(0.7, 4.5 / s) for s in steps_mm(body)]
+        )
         folds /= max(float(folds.std()), 1e-6)
         depth = (np.abs(body.x) / 63) ** 2.2 + (np.abs(body.y + 2) / 81) ** 2.2 + (np.abs(body.z - 10) / 73) ** 2.2
         upper = body.z > -26 - 0.25 * body.y
@@ -143,13 +146,15 @@ class HeadMR:
     def _place(self, margin: float) -> tuple[float, float, float] | None:
         """A point inside a hemisphere, at least about `margin` of the way from its surface; None when the field has none."""
         body = self.body
+        aim = self.rng.uniform((-45, -60, 0), (45, 55, 60))
         depth = (np.abs(body.x) / 63) ** 2 + (np.abs(body.y + 2) / 81) ** 2 + (np.abs(body.z - 10) / 73) ** 2
         hemispheres = (ALL_LABELS["right cerebral hemisphere"], ALL_LABELS["left cerebral hemisphere"])
         where = np.flatnonzero(np.isin(body.labels, hemispheres) & (depth < margin) & (np.abs(body.x) > 14) & (body.z > -10))
         if not where.size:
             return None
-        chosen = int(where[int(self.rng.integers(where.size))])
-        return float(body.x.flat[chosen]), float(body.y.flat[chosen]), float(body.z.flat[chosen])
+        points = np.stack([values.flat[where] for values in (body.x, body.y, body.z)], axis=1)
+        x, y, z = points[int(np.argmin(((points - aim) ** 2).sum(axis=1)))]
+        return float(x), float(y), float(z)
 
     def _tumour(self) -> None:
         """A core that does not enhance, in a rim that does, in oedema that stays inside the hemispheres."""

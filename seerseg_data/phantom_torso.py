@@ -31,9 +31,10 @@ class Torso:
     cage_at: float
     apex_z: float
 
-    def __init__(self, body: Body, rng: np.random.Generator, *, distract: bool = True) -> None:
-        """distract: sometimes draw an effusion or a nodule that has no label of its own."""
-        self.body, self.rng, self.distract = body, rng, distract
+    def __init__(self, body: Body, rng: np.random.Generator, *, noise: np.random.Generator | None = None, distract: bool = True) -> None:
+        """noise: for what needs a number per voxel, so that the rest does not depend on how many there are (the first kinds have
+        one generator for both); distract: sometimes draw an effusion or a nodule that has no label of its own."""
+        self.body, self.rng, self.noise, self.distract = body, rng, noise or rng, distract
 
     def some(self, value: float, spread: float = 0.12) -> float:
         """A number near `value`."""
@@ -114,7 +115,7 @@ class Torso:
         body.paint(inner & (z > self.dome) & (self.z_fall < self.apex_z + 38), some(-20, 0.8))  # mediastinum: fat and vessels
         body.paint(self.lung_r, lung_hu, "right lung")
         body.paint(self.lung_l, lung_hu, "left lung")
-        speck = ndimage.gaussian_filter(rng.normal(0, 1, x.shape).astype(np.float32), 0.7)
+        speck = ndimage.gaussian_filter(self.noise.normal(0, 1, x.shape).astype(np.float32), 0.7)
         vessels = (self.lung_r | self.lung_l) & (speck > 1.0) & (np.abs(x) < 110)
         body.hu[vessels] = -350  # vessels stay part of the lung
         if self.distract and rng.random() < 0.35:  # effusion, dependent opacity: soft tissue that belongs to no lung
@@ -180,9 +181,9 @@ class Torso:
 
     def _bowel(self) -> None:
         """Coils in the middle, the colon as a frame."""
-        body, rng, some, near = self.body, self.rng, self.some, self.near
+        body, some, near = self.body, self.some, self.near
         x = self.body.x
-        coils = ndimage.gaussian_filter(rng.normal(0, 1, x.shape).astype(np.float32), [max(0.8, 9.0 / s) for s in steps_mm(body)])
+        coils = ndimage.gaussian_filter(self.noise.normal(0, 1, x.shape).astype(np.float32), [max(0.8, 9.0 / s) for s in steps_mm(body)])
         middle = body.ellipsoid((0, 34, -135), (80, 50, 70)) & (body.labels == 0) & self.abdomen
         body.paint(middle & (np.abs(coils) < coils.std() * 0.9), some(30, 0.5), "small bowel")
         frame = [
@@ -315,13 +316,15 @@ class Torso:
         """One lesion whose centre lies well inside what is left of the organ; nothing where the field does not show it."""
         body = self.body
         inside = body.labels == ALL_LABELS[organ]
-        steps = steps_mm(body)
-        rounds = max(1, round(0.5 * radius_mm / max(steps)))
+        aim = self.rng.uniform(0, 1, 3)
+        radii = (self.some(radius_mm), self.some(radius_mm), self.some(radius_mm))
+        brightness = self.some(hu, 0.2)
+        rounds = max(1, round(0.5 * radius_mm / max(steps_mm(body))))
         boxes = ndimage.find_objects(inside.view(np.uint8))
         where = np.argwhere(ndimage.binary_erosion(inside[boxes[0]], iterations=rounds)) if boxes else np.zeros((0, 3), dtype=int)
         if not len(where):
             return
-        z, y, x = where[int(self.rng.integers(len(where)))] + [part.start for part in boxes[0]]
+        wanted = aim * [part.stop - part.start for part in boxes[0]]
+        z, y, x = where[int(np.argmin(((where - wanted) ** 2).sum(axis=1)))] + [part.start for part in boxes[0]]
         centre = (float(body.x[z, y, x]), float(body.y[z, y, x]), float(body.z[z, y, x]))
-        radii = (self.some(radius_mm), self.some(radius_mm), self.some(radius_mm))
-        body.paint(body.ellipsoid(centre, radii) & inside, self.some(hu, 0.2), name)
+        body.paint(body.ellipsoid(centre, radii) & inside, brightness, name)

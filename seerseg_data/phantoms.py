@@ -68,7 +68,8 @@ def phantom(
 
     kind: one of ``KINDS``. seed: chooses body size, organ sizes and places, bending and noise. shape_zyx: voxels; None covers the kind's
     whole field; a smaller shape cuts the field about its centre. tilt_degrees: the voxel grid is turned about its centre by this
-    angle, about an axis chosen by the seed; the body stays where it is. ValueError for an unknown kind or a spacing that is not positive.
+    angle, about an axis chosen by the seed; the body stays where it is but for its bending by some mm. Of the last two kinds
+    a seed gives the same body, lesions within a voxel or two, at any spacing. ValueError for an unknown kind or a spacing that is not positive.
     """
     if kind not in KINDS:
         raise ValueError(f"Unknown phantom kind {kind!r}; choose one of {', '.join(KINDS)}.")
@@ -85,12 +86,13 @@ def phantom(
     turn = _rotation(seed, tilt_degrees)
     axes = [origin[i] + np.arange(shape_zyx[i]) * spacing[i] for i in range(3)]
     body = Body(rng, axes, rotation_zyx=turn if tilt_degrees else None, quick=kind in _QUICK)
+    noise = np.random.default_rng([seed, KINDS.index(kind), 1])
     if kind == "head":
         draw_head(body, rng)
     elif kind == "head_mr":
-        HeadMR(body, rng).draw()
+        HeadMR(body, rng, noise).draw()
     else:
-        torso = Torso(body, rng, distract=kind != "torso_lesions")
+        torso = Torso(body, rng, noise=noise if kind in _QUICK else None, distract=kind != "torso_lesions")
         torso.draw()
         if kind == "torso_lesions":
             torso.draw_lesions()
