@@ -117,8 +117,12 @@ def test_traces_that_leave_nothing(toy: tc.Toy, tmp_path: Path) -> None:
     write_traces(tmp_path / "t.jsonl", header, [r for r in rows if r.language_split == "test"])
     with pytest.raises(NothingToDoError, match=r"holds nothing to train on: of its .* traces none is of the"):
         read_samples(ground_of(toy, traces=tmp_path / "t.jsonl"))
+    left = read_samples(ground_of(toy, "medvol-r1"))
+    assert all(s.row.target is None for s in left.train), "what is absent needs no boxes"
+    assert [(count, "seerseg_make_traces" in why) for why, count in left.left_out.items()]
+    write_traces(tmp_path / "t.jsonl", header, [r for r in rows if r.target])
     with pytest.raises(NothingToDoError, match=r"holds nothing to train on: .* times: The trace of"):
-        read_samples(ground_of(toy, "medvol-r1"))
+        read_samples(ground_of(toy, "medvol-r1", traces=tmp_path / "t.jsonl"))
 
 
 def test_a_fold_that_does_not_exist(toy: tc.Toy) -> None:

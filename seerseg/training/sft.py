@@ -55,6 +55,8 @@ def train_sft(
     """
     trainer_class, config_class = _trl()
     outside, parts = outside or Outside(), PartTimer()
+    for reason, count in samples.left_out.items():
+        outside.say(f"Left out, {count} traces: {reason}")
     loaded = load_trainable(source, settings)
     reasoner = VlmReasoner(loaded)
     check_length(reasoner, ground, samples, settings, outside)
