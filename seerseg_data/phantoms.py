@@ -69,7 +69,9 @@ def phantom(
     kind: one of ``KINDS``. seed: chooses body size, organ sizes and places, bending and noise. shape_zyx: voxels; None covers the kind's
     whole field; a smaller shape cuts the field about its centre. tilt_degrees: the voxel grid is turned about its centre by this
     angle, about an axis chosen by the seed; the body stays where it is but for its bending by some mm. Of the last two kinds
-    a seed gives the same body, lesions within a voxel or two, at any spacing. ValueError for an unknown kind or a spacing that is not positive.
+    a seed gives the same body, lesions within a voxel or two, at any spacing.
+
+    ValueError for an unknown kind or a spacing that is not positive.
     """
     if kind not in KINDS:
         raise ValueError(f"Unknown phantom kind {kind!r}; choose one of {', '.join(KINDS)}.")
