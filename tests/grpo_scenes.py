@@ -21,7 +21,8 @@ from seerseg.rewards import RewardConfig, Truth
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.segmenters.scripted import ScriptedSegmenter
 from seerseg.skills.base import Skill
-from seerseg.training.grpo import GrpoSettings, make_trainer
+from seerseg.training.grpo import make_trainer
+from seerseg.training.guards import GrpoSettings
 from seerseg.training.rollout import ParaphraseSet, Rollouts
 from seerseg.views import CaseViews, ViewSpec, overlay, render
 from seerseg.volume import Grid, Mask, Volume

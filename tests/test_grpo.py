@@ -24,7 +24,7 @@ from seerseg.rewards import RewardConfig
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.segmenters.scripted import ScriptedSegmenter
 from seerseg.skills.base import Query, Skill
-from seerseg.training import grpo
+from seerseg.training import grpo, guards
 from seerseg.training.callbacks import Metrics, Outside, Survival
 from seerseg.training.rollout import Job, ParaphraseSet, Rollout, Rollouts, paraphrase_sets
 from seerseg.training.runs import RunFolder
@@ -235,11 +235,11 @@ def test_wordings_and_sets() -> None:
 
 
 def test_the_tested_range_of_trl() -> None:
-    grpo.check_trl()
-    grpo.check_trl("1.16.9")
+    guards.check_trl()
+    guards.check_trl("1.16.9")
     for version in ("1.15.3", "1.17.0", "0.24.0", "2.0"):
         with pytest.raises(ModelError, match=f"TRL {version} is installed"):
-            grpo.check_trl(version)
+            guards.check_trl(version)
 
 
 GOOD = {
@@ -265,10 +265,10 @@ GOOD = {
     ],
 )
 def test_settings_that_would_be_silently_wrong(change: dict[str, Any], says: str) -> None:
-    settings = grpo.GrpoSettings(2, 2)
-    grpo.check_arguments(SimpleNamespace(**GOOD), settings)
+    settings = guards.GrpoSettings(2, 2)
+    guards.check_arguments(SimpleNamespace(**GOOD), settings)
     with pytest.raises((PlanError, UsageError), match=says):
-        grpo.check_arguments(SimpleNamespace(**{**GOOD, **change}), settings)
+        guards.check_arguments(SimpleNamespace(**{**GOOD, **change}), settings)
 
 
 def test_batches_that_hold_no_whole_groups_and_lonely_replies(folder: Path, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_batches_that_hold_no_whole_groups_and_lonely_replies(folder: Path, tmp_
 
 def test_models_and_decoding_that_cannot_be_learnt_from(folder: Path) -> None:
     rollouts = g.rollouts_of(g.loaded_model(folder))
-    grpo.check_model(rollouts)
+    guards.check_model(rollouts)
     for change, says in (
         ({"suppressed": ()}, "may write the image tokens"),
         ({"mrope": False}, "not for 'qwen3_vl'"),
@@ -290,18 +290,18 @@ def test_models_and_decoding_that_cannot_be_learnt_from(folder: Path) -> None:
         for name, value in change.items():
             setattr(broken.reasoner.decoder, name, value)
         with pytest.raises(ModelError, match=says):
-            grpo.check_model(broken)
+            guards.check_model(broken)
     narrow = g.rollouts_of(g.loaded_model(folder))
     narrow.reasoner.decoding = replace(narrow.reasoner.decoding, top_p=0.9)
     with pytest.raises(ModelError, match="another gradient"):
-        grpo.check_model(narrow)
+        guards.check_model(narrow)
 
 
 def test_a_segmenter_that_cannot_take_the_answers() -> None:
     ground: Any = SimpleNamespace(protocol=g.Letters())
-    grpo.check_segmenter(ScriptedSegmenter(g.MASKS), ground)
+    guards.check_segmenter(ScriptedSegmenter(g.MASKS), ground)
     with pytest.raises(UsageError, match="Choose another segmenter or protocol"):
-        grpo.check_segmenter(ScriptedSegmenter({}), ground)
+        guards.check_segmenter(ScriptedSegmenter({}), ground)
 
 
 def test_replies_of_training_hold_no_image_token(folder: Path) -> None:

@@ -9,7 +9,6 @@ What is drawn depends on seed, step and place in the batch alone, so neither the
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import math
 import os
 import warnings
@@ -22,7 +21,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from seerseg.errors import MissingExtraError, ModelError, NothingToDoError, PlanError, UsageError
+from seerseg.errors import MissingExtraError, NothingToDoError, UsageError
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import Loaded, Source, quiet
@@ -31,7 +30,8 @@ from seerseg.segmenters.base import Segmenter
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.skills.base import Retriever
 from seerseg.training.callbacks import Metrics, Outside, PartTimer, Survival, in_words
-from seerseg.training.data import Cases, Ground, schedule
+from seerseg.training.data import Cases, Ground, evenly, schedule
+from seerseg.training.guards import GrpoSettings, check_arguments, check_batch, check_model, check_segmenter, check_trl
 from seerseg.training.rollout import Job, ParaphraseSet, Rollout, Rollouts, StoredScenes, paraphrase_sets
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
@@ -39,10 +39,8 @@ from seerseg.training.sft import Ended, common_arguments, fitting_names, spread
 from seerseg.training.stability import Scores, flat_groups, group_rewards, spread_of
 from seerseg.training.tuning import load_trainable
 
-TESTED_TRL = ((1, 16), (1, 17))
-"""From the first version up to, not including, the second: three private methods of its trainer are overridden."""
-RESAMPLES = 1
 DEFAULT_REWARDS = {"medvol-r1": "medvol-r1/ctorg", "medreasoner": "medreasoner/soft", "medsam-agent": "medsam-agent"}
+VALIDATED_WORDINGS = 8
 _ROW = "set"
 
 
@@ -58,21 +56,6 @@ class TrainingSets(Sequence[ParaphraseSet]):
 
     def __getitem__(self, index: Any) -> Any:
         return self.train[index]
-
-
-@dataclass(frozen=True)
-class GrpoSettings:
-    """What the trainer needs beside TRL's arguments: K wordings, m replies to each, how often flat groups are drawn anew."""
-
-    paraphrases: int
-    samples: int
-    seed: int = 0
-    resamples: int = RESAMPLES
-
-    @property
-    def group(self) -> int:
-        """Replies that share a baseline."""
-        return self.paraphrases * self.samples
 
 
 def training_sets(ground: Ground) -> TrainingSets:
@@ -223,95 +206,6 @@ def make_trainer(
     return trainer
 
 
-# ----------------------------------------------------------------------------------------------------------------- guards
-
-
-def check_trl(installed: str | None = None) -> None:
-    """ModelError for a TRL outside the tested range, MissingExtraError when there is none."""
-    try:
-        version = installed or importlib.metadata.version("trl")
-    except importlib.metadata.PackageNotFoundError:
-        raise MissingExtraError("Training by reward needs TRL: pip install 'seerseg[train]'.") from None
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if not TESTED_TRL[0] <= numbers < TESTED_TRL[1]:
-        low, high = (".".join(map(str, bound)) for bound in TESTED_TRL)
-        raise ModelError(
-            f"TRL {version} is installed; training by reward overrides private methods of it and was tested from {low} to below {high}. "
-            f"Install one of those: pip install 'trl>={low},<{high}'."
-        )
-
-
-def check_batch(replies: int, grpo: GrpoSettings) -> None:
-    """PlanError for a batch that does not hold whole groups, and for groups of one."""
-    if grpo.group < 2:
-        raise PlanError("A group needs at least 2 replies: raise paraphrases.count or grpo.samples.")
-    if replies % grpo.group:
-        raise PlanError(f"The batch of {replies} replies does not hold whole groups of {grpo.group}; plan a multiple of it.")
-
-
-def check_arguments(config: Any, grpo: GrpoSettings) -> None:
-    """Refuse what TRL would do silently otherwise than our mathematics needs."""
-    if config.use_vllm and config.vllm_mode == "server":
-        raise UsageError(
-            "vLLM's server mode gives the first wording's replies to all wordings of a group: TRL sends it one prompt per group. "
-            "Leave use_vllm off; rollouts then use our own decode loop, which shares prefixes."
-        )
-    if config.use_vllm or config.use_transformers_continuous_batching:
-        raise UsageError("Rollouts use our own decode loop; turn use_vllm and use_transformers_continuous_batching off.")
-    if config.num_generations != grpo.group:
-        raise PlanError(
-            f"num_generations is {config.num_generations}, but {grpo.paraphrases} wordings times {grpo.samples} replies share a group."
-        )
-    if config.steps_per_generation != config.gradient_accumulation_steps or config.num_iterations != 1:
-        raise PlanError(
-            "Replies are drawn once per update and used once: steps_per_generation must equal gradient_accumulation_steps, and "
-            "num_iterations must be 1."
-        )
-    if config.scale_rewards not in ("none", False):
-        raise PlanError(
-            f"scale_rewards is {config.scale_rewards!r}: dividing by the group's deviation takes part of the stability penalty back. "
-            "Set it to 'none'."
-        )
-    if config.loss_type != "dr_grpo":
-        raise PlanError(
-            f"loss_type is {config.loss_type!r}: losses that divide by a reply's length climb another objective. Set it to 'dr_grpo'."
-        )
-    if (config.top_p, config.top_k or 0, config.min_p or 0, config.repetition_penalty) != (1.0, 0, 0, 1.0):
-        raise PlanError(
-            "Replies must be drawn as the model gives them (top_p 1, no top_k, min_p or repetition_penalty): the gradient is of that."
-        )
-
-
-def check_model(rollouts: Rollouts) -> None:
-    """ModelError for models whose rollouts could not be learnt from, PlanError for a penalty that cannot be had."""
-    reasoner = rollouts.reasoner
-    decoder, config = reasoner.decoder, reasoner.model.config
-    if not decoder.mrope:
-        raise ModelError(
-            f"Training by reward was checked for models of Qwen's vision-language kinds, not for {config.model_type!r}. "
-            "Train this one on traces (--stage sft)."
-        )
-    image_tokens = [config.to_dict().get(f"{kind}_token_id") for kind in ("image", "video")]
-    loose = [token for token in image_tokens if isinstance(token, int) and token not in decoder.suppressed]
-    if loose:
-        raise ModelError(
-            f"The model may write the image tokens {loose}, after which a reply has no positions: they end a reply or lie outside its "
-            "vocabulary. Its tokenizer or config is damaged."
-        )
-    if reasoner.decoding.top_p != 1.0:
-        raise ModelError("Rollouts with top_p below 1 have another gradient than the policy's. Use top_p 1.")
-
-
-def check_segmenter(segmenter: Segmenter, ground: Ground) -> None:
-    """UsageError when the segmenter cannot take any of what the protocol's answers give it."""
-    able = set(segmenter.capabilities.kinds)
-    if not able & ground.protocol.prompt_kinds:
-        raise UsageError(
-            f"Answers of the protocol {ground.protocol.name} are {', '.join(sorted(ground.protocol.prompt_kinds))}, but the segmenter "
-            f"{segmenter.card.name} takes {', '.join(sorted(able)) or 'nothing'}. Choose another segmenter or protocol."
-        )
-
-
 # ---------------------------------------------------------------------------------------------------------------- trainer
 
 
@@ -355,9 +249,8 @@ class _Ready:
         return getattr(self._processor, name)
 
 
-@cache
-def _classes() -> tuple[Any, Any]:
-    """The trainer's class and TRL's configuration class; TRL takes seconds to import."""
+def _trl() -> tuple[Any, Any]:
+    """TRL's trainer and configuration; importing it takes seconds."""
     try:
         import huggingface_hub.constants as hub
 
@@ -367,10 +260,18 @@ def _classes() -> tuple[Any, Any]:
             from trl import GRPOConfig, GRPOTrainer
     except ImportError as fault:
         raise MissingExtraError(f"Training by reward needs more packages ({fault}): pip install 'seerseg[train]'.") from fault
+    return GRPOTrainer, GRPOConfig
+
+
+@cache
+def _classes() -> tuple[Any, Any]:
+    """The trainer's class and TRL's configuration class."""
     import torch
     from accelerate.utils import gather  # type: ignore[import-untyped]
 
-    class PolicyTrainer(_Steps, GRPOTrainer):
+    base, config = _trl()
+
+    class PolicyTrainer(_Steps, base):  # type: ignore[misc, valid-type]
         """GRPO over dialogues."""
 
         @contextmanager
@@ -429,24 +330,7 @@ def _classes() -> tuple[Any, Any]:
             with self.rollouts.parts.part("step"):
                 return super().training_step(*args, **kwargs)
 
-        def keep_reference(self, beta: float) -> None:
-            """Hold the model as it is now as what the divergence is measured from."""
-            from trl.models.utils import prepare_deepspeed
-            from trl.trainer.utils import add_fused_lm_head
-
-            whole = self.accelerator.unwrap_model(self.model)
-            before = whole.__dict__.pop("forward", None)  # TRL's patch is bound to this model; the copy gets its own
-            copied = copy.deepcopy(whole).requires_grad_(False).eval()
-            if before is not None:
-                whole.forward = before
-            add_fused_lm_head(copied, temperature=self.temperature)
-            if self.is_deepspeed_enabled:
-                self.ref_model = prepare_deepspeed(copied, self.accelerator)
-            else:
-                self.ref_model = self.accelerator.prepare_model(copied, evaluation_mode=True)
-            self.beta = beta
-
-    return PolicyTrainer, GRPOConfig
+    return PolicyTrainer, config
 
 
 class _Steps:
@@ -457,6 +341,7 @@ class _Steps:
     state: Any
     accelerator: Any
     processing_class: Any
+    is_deepspeed_enabled: bool
     tools: Any
     whole_model: Callable[[], Any]
     together: Callable[[Any], Any]
@@ -469,6 +354,23 @@ class _Steps:
         self._image_processor: Any = None
         self._tools: Any = None
         super().__init__(**given)
+
+    def keep_reference(self, beta: float) -> None:
+        """Hold the model as it is now as what the divergence is measured from."""
+        from trl.models.utils import prepare_deepspeed
+        from trl.trainer.utils import add_fused_lm_head
+
+        whole = self.accelerator.unwrap_model(self.model)
+        before = whole.__dict__.pop("forward", None)  # TRL's patch is bound to this model; the copy gets its own
+        copied = copy.deepcopy(whole).requires_grad_(False).eval()
+        if before is not None:
+            whole.forward = before
+        add_fused_lm_head(copied, temperature=self.args.temperature)
+        if self.is_deepspeed_enabled:
+            self.ref_model = prepare_deepspeed(copied, self.accelerator)
+        else:
+            self.ref_model = self.accelerator.prepare_model(copied, evaluation_mode=True)
+        self.beta = beta
 
     # --- rollouts -------------------------------------------------------------------------------------------------------
 
@@ -577,7 +479,7 @@ class _Steps:
         with self.whole_model():
             for number in mine:
                 row = self.val_sets[number]
-                scored = self.rollouts.run([Job(row.case, row.target, text, None) for text in row.texts])
+                scored = self.rollouts.run([Job(row.case, row.target, text, None) for text in evenly(row.texts, VALIDATED_WORDINGS)])
                 found.append((number, {name: [r.values[name] for r in scored] for name in scored[0].values}))
         rows = [row for _, row in sorted(_all_of(found), key=lambda item: item[0])]
         if not rows:
