@@ -318,7 +318,7 @@ class Group:
     kind: str
 
 
-KINDS = {"hippocampus": 0.20, "full": 0.14, "scan": 0.28, "any": 0.26, "open": 0.08, "made_up": 0.04}
+KINDS = {"hippocampus": 0.28, "full": 0.14, "scan": 0.26, "any": 0.22, "open": 0.06, "made_up": 0.04}
 FIRST_KINDS = {"hippocampus": 0.10, "full": 0.02, "scan": 0.26, "any": 0.26, "open": 0.06, "made_up": 0.30}
 FIRST_STYLES = ("label_prompt", "abbr_or_short", "messy_or_misspelled", "clinical_request", "formal_task")
 """What groups are drawn from; at first short requests and names that can only be copied."""
@@ -452,7 +452,7 @@ class Maker:
         out_of_sight = [n for n in listed if n not in in_sight]
         if drawn < 0.13 and names:
             return self._unlisted(rng, picture, modality, names)
-        if (drawn < 0.20 and out_of_sight) or not in_sight:
+        if (drawn < 0.25 and out_of_sight) or not in_sight:
             name = rng.choice(out_of_sight)
             return self._asked(rng, name, picture, modality, names, ABSENT, "not in this scan")
         name = rng.choice(in_sight)
