@@ -71,7 +71,7 @@ def test_a_trained_folder_predicts(toy: tc.Toy, tiny: Path, trained: Path, tmp_p
     run(toy, *scans, "-o", str(tmp_path / "one"), "-m", str(moved), command=predict, code=3)  # an untaught model answers nothing readable
     run(toy, *scans, "-o", str(tmp_path / "two"), "-d", "7", "-f", "0", "--segmenter", toy.segmenter, command=predict, code=3)
     records = [json.loads((tmp_path / name / "case_0.json").read_text()) for name in ("one", "two")]
-    assert [r["requests"][0]["replies"] for r in records][0] == [r["requests"][0]["replies"] for r in records][1]
+    assert records[0]["requests"][0]["replies"] == records[1]["requests"][0]["replies"]
     assert records[0]["requests"][0]["status"] == "fault"
 
 

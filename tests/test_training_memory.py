@@ -131,9 +131,10 @@ CASES = {
     "whole": {"tuning": "full"},
     "whole, vision learns": {"tuning": "full", "train_vision": True},
     "whole, two at a time": {"tuning": "full", "micro_batch": 2},
-    "whole, activations computed again": {"tuning": "full", "micro_batch": 4, "checkpointing": True},
+    "whole, activations computed again": {"tuning": "full", "micro_batch": 2, "checkpointing": True},
     "whole, mixed precision": {"tuning": "full", "dtype": "bfloat16", "micro_batch": 2},
     "adapters": {"tuning": "lora", "lora_rank": 8, "dtype": "bfloat16", "micro_batch": 4},
+    "adapters, one precision": {"tuning": "lora", "lora_rank": 8, "micro_batch": 4},
     "adapters, activations computed again": {
         "tuning": "lora",
         "lora_rank": 8,

@@ -58,7 +58,7 @@ def settings_for(ground: Ground, source: Source, **changes: Any) -> TrainSetting
         ground.plans, "sft", parameters=shape_of(source).parameters, units=15, tuning="full", steps=STEPS, max_new_tokens=4,
         learning_rate=1e-3, micro_batch=1, dtype="float32",
     )  # fmt: skip
-    return dataclasses.replace(made, train_vision=True, cache_bytes=1 << 24, **changes)
+    return dataclasses.replace(made, **{"train_vision": True, "cache_bytes": 1 << 24, **changes})
 
 
 @dataclasses.dataclass
@@ -185,7 +185,7 @@ def small_files() -> Iterator[Callable[[], None]]:
 
 
 def test_a_full_disk_loses_nothing(stage: Stage, tmp_path: Path, small_files: Callable[[], None]) -> None:
-    stage.train(tmp_path, outside=Outside(stop=stop_after(1)))
+    stage.train(tmp_path, outside=Outside(stop=stop_after(1)), evaluate_steps=0)
     before = tc.weights(RunFolder(tmp_path, "sft").latest.path)
     with pytest.raises(OutputError, match=r"The checkpoint of step 4 could not be written to .* The checkpoint of step 1 is whole; free"):
         stage.train(tmp_path, At(3, small_files), resume=True, evaluate_steps=0)

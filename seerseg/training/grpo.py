@@ -169,6 +169,7 @@ def make_trainer(
         **{
             "loss_type": "dr_grpo",
             "scale_rewards": "none",
+            "use_bias_correction_kl": True,  # the gradient is that of the reverse KL divergence
             "num_iterations": 1,
             "steps_per_generation": accumulation,
             "shuffle_dataset": False,

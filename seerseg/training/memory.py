@@ -1,17 +1,22 @@
 """How much memory a training step takes, from sizes alone, so that a run is planned before it is tried.
 
-Bytes of one process, at the largest moment of a step (forward is over, backward begins):
+Bytes of one process. Always there:
 
     weights      frozen: parameters x bytes of their type (4 bit: 0.56); learning: 4
-    learning     per learning parameter 4 (gradient) + 8 (Adam) and, under mixed precision, 2 (copy in the type of computation)
-    activations  per layer and token what backward needs, see `_layer`; with checkpointing only each layer's input, and one layer
-                 computed again; of the vision tower only where it learns, per patch
+    Adam         8 per learning parameter
     images       what the processor makes of the slices, float32
-    logits       reply tokens (all tokens on the CPU, where TRL scores every position) x vocabulary, tile by tile
-    transient    the largest thing that comes and goes
 
-The counts per layer follow from the modules that transformers runs (norm, q, k, v, rotary, attention, gate, up, product; a norm computes in
-float32), attention without a matrix of all pairs (SDPA, FlashAttention). Tests compare with what torch really holds.
+and the largest of these moments:
+
+    forward is over     activations of all layers and tokens (`_layer`; with checkpointing each layer's input only), of the vision tower
+                        where it learns; the copies of whole-model weights that mixed precision makes; the head: TRL projects tiles of
+                        4096 tokens by 32768 words, on a GPU of reply tokens alone, on a CPU of all tokens and with seven copies of a tile
+    a layer again       with checkpointing: the inputs, one layer's activations and their gradients
+    backward is over    gradients, 4 per learning parameter
+    generation (grpo)   keys and values of the replies that are written at once
+
+Counts per layer are of what transformers' Llama-like layers keep for backward (inputs of norms and of products, rotated queries and keys,
+attention's output, gate, up, their product), attention without a matrix of all pairs. Tests compare with what torch holds.
 """
 
 from __future__ import annotations
@@ -29,13 +34,15 @@ if TYPE_CHECKING:
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 FOUR_BIT_BYTES = 0.56  # NF4 with quantised scales, and what bitsandbytes leaves whole
 MARGIN = 0.15
-_TILE_BYTES = 64 << 20
+_TILE_TOKENS, _TILE_WORDS, _TILE_COPIES = 4096, 32768, 7.25
 _CONTEXT_BYTES = 700 << 20  # CUDA's own, with cuBLAS workspaces
+_DECODED_ROWS = 32  # replies that are written at once, see `grpo.rollout_reasoner`
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes by part. tokens: of one sample; patches: of its images; learning: parameters that learn."""
+    """Bytes by part; "gradients" and "generation" count what they need beyond the moment before, so that the parts add up. tokens: of
+    one sample; patches: of its images; learning: parameters that learn."""
 
     parts: dict[str, int]
     tokens: int
@@ -62,24 +69,32 @@ def estimate(settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: i
     learning = adapter_parameters(shape, settings) if not whole else shape.parameters - (0 if settings.train_vision else shape.vision)
     frozen = shape.parameters - learning if whole else shape.parameters
     held = FOUR_BIT_BYTES if settings.quantize == "4bit" else 4.0 if whole else width
-    rows = settings.micro_batch
-    layer = _layer(shape.hidden, shape.heads, shape.kv_heads, shape.head_dim, shape.intermediate, width, settings, whole)
+    cells = settings.micro_batch * length
+    stream = 4.0 if whole else width  # the residual stream is in the type of the embeddings
+    layer = _layer(shape, width, settings)
+    kept = shape.hidden * stream if settings.checkpointing else layer
+    activations = cells * (shape.layers * kept + 4 * shape.hidden * stream)
+    if settings.train_vision:
+        activations += settings.micro_batch * patches * shape.vision_layers * _vision_layer(shape, width)
+    copies = learning * width if whole and width < 4 else 0.0
+    scored = settings.micro_batch * settings.max_new_tokens if gpu else cells
+    tile = min(scored, _TILE_TOKENS)
+    head = tile * (_TILE_WORDS * width + (0.0 if gpu else _TILE_COPIES * 4.0 * min(shape.vocabulary, _TILE_WORDS)))
+    head += shape.vocabulary * shape.hidden * 4.0 if whole else 0.0
+    again = 2.0 * cells * layer if settings.checkpointing else 0.0
+    step = activations + copies + max(head, again)
+    written = max(_DECODED_ROWS, settings.group) * length * 2 * shape.kv_heads * shape.head_dim * shape.layers * width
     parts = {
         "frozen weights": frozen * held,
         "learning weights": learning * 4.0,
-        "gradients and Adam": learning * (12.0 + (width if width < 4 and whole else 0.0)),
-        "activations": rows * length * (shape.layers * (shape.hidden * width if settings.checkpointing else layer)),
-        "vision activations": 0.0,
-        "images": rows * patches * 3 * shape.patch_px**2 * 4.0 * 2,
-        "logits": min(_TILE_BYTES * 4, rows * (settings.max_new_tokens if gpu else length) * shape.vocabulary * 4.0) * 2,
-        "transient": rows * length * (layer if settings.checkpointing else 4 * shape.intermediate * width),
+        "Adam": learning * 8.0,
+        "images": settings.micro_batch * patches * 3 * shape.patch_px**2 * 4.0 * 2,
+        "activations": activations + copies,
+        "head": max(head, again),
+        "gradients": max(0.0, learning * 4.0 - step),
+        "generation": max(0.0, written - max(step, learning * 4.0)) if settings.stage == "grpo" else 0.0,
         "context": float(_CONTEXT_BYTES if gpu else 0),
     }
-    vision_layer = _vision_layer(shape, width)
-    if settings.train_vision:
-        parts["vision activations"] = rows * patches * shape.vision_layers * vision_layer
-    else:
-        parts["transient"] = max(parts["transient"], rows * patches * vision_layer)
     return Estimate({name: round(size) for name, size in parts.items()}, length, image_tokens, patches, learning)
 
 
@@ -101,16 +116,13 @@ def fitting(settings: TrainSettings, shape: Shape, spec: ViewSpec, available_byt
     return fit_to_memory(settings, needed, available_bytes)
 
 
-def _layer(hidden: int, heads: int, kv: int, dim: int, intermediate: int, width: float, settings: TrainSettings, whole: bool) -> float:
-    """Bytes per token that one layer of a Llama-like model keeps for backward."""
-    query, key = heads * dim, kv * dim
-    norms = 2 * hidden * (width + 4 + 4)  # input, its float32 form, the normalised one
-    attention = hidden * width + (query + 2 * key) * width * 2 + query * width * 2
-    mlp = hidden * width + 4 * intermediate * width
-    adapters = 0.0
-    if not whole:
-        adapters = 7 * settings.lora_rank * 4.0 + (2 * hidden + query + intermediate) * (4.0 if width < 4 else 0.0)
-    return norms + attention + mlp + adapters
+def _layer(shape: Shape, width: float, settings: TrainSettings) -> float:
+    """Bytes per token that one layer keeps for backward: in one precision, in mixed precision, or under adapters."""
+    h, i, r = shape.hidden, shape.intermediate, settings.lora_rank
+    q, k = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if settings.tuning == "full":
+        return 4.0 * (6 * h + 5 * q + 5 * k + 4 * i) if width == 4 else 26.0 * h + 12 * q + 12 * k + 8 * i
+    return 4.0 * (4 * h + 3 * q + 3 * k + 4 * i + 7 * r) if width == 4 else 18.0 * h + 10 * q + 8 * k + 8 * i + 14 * r
 
 
 def _vision_layer(shape: Shape, width: float) -> float:

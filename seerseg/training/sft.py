@@ -7,6 +7,7 @@ Sequences are never cut and never packed.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -70,7 +71,8 @@ def train_sft(
         kept.insert(0, Answers(ground, samples, settings, loaded, segmenter))
     order = schedule(len(samples.train), settings.steps * settings.batch, settings.seed)
     collate = _Collate(train, val, len(samples.train), parts)
-    with quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # trl, peft and transformers deprecate each other's attributes
         trainer = trainer_class(
             model=loaded.model,
             args=config_class(
@@ -88,6 +90,8 @@ def train_sft(
             callbacks=kept,
         )
         prepare(trainer)
+        # some architectures say they take no number of items; TRL's loss needs it, or an update would weigh samples by their micro batch
+        trainer.model_accepts_loss_kwargs = True
         for callback in kept:
             if isinstance(callback, Answers):
                 callback.trainer = trainer
@@ -243,8 +247,6 @@ def _table(numbers: Sequence[int]) -> Any:
 
 
 def _trl() -> tuple[Any, Any]:
-    import warnings
-
     try:
         import huggingface_hub.constants as hub
 

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import struct
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -239,7 +240,9 @@ def _with_adapters(model: Any, source: Source, settings: TrainSettings) -> Any:
 
     torch.manual_seed(settings.seed)
     try:
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft and transformers deprecate each other's attributes
+            return get_peft_model(model, config)
     except ValueError as fault:
         raise UsageError(f"lora.targets {named!r} does not fit this model: {' '.join(str(fault).split())[:300]}") from fault
 
