@@ -13,12 +13,13 @@ from test_training_runs import SETTINGS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seerseg.reasoners.vlm_loading import Source
-from seerseg.training.memory import MARGIN, Estimate, adapter_parameters, estimate, fitting
+from seerseg.training.memory import Estimate, adapter_parameters, estimate, fitting
 from seerseg.training.settings import TrainSettings
 from seerseg.training.tuning import VISION, Shape, is_vision, shape_of
 from seerseg.views import ViewSpec
 
 IMAGES, SIZE_PX, TEXT = 2, 96, 150
+MARGIN = 0.05
 SPEC = ViewSpec(count=IMAGES, size_px=SIZE_PX)
 
 

@@ -17,7 +17,10 @@ from seerseg.paths import write_atomically
 FREE_COLOUR = "#2a6fbb"
 LABEL_COLOUR = "#d9731a"
 _FEW_CASES, _MOST_NAMED = 4, 30
-_AXES = ("step", "epoch", "time", "seconds")
+_AXES = ("step", "epoch", "time", "seconds", "minutes")
+_FIRST = ("loss", "dice", "reward", "exact", "kl", "zero_spread", "faults", "accuracy", "length", "cache", "seconds", "entropy", "tokens")
+"""The order of the plots of a training: words in their names."""
+_MANY_POINTS = 30
 
 
 def require_matplotlib() -> Any:
@@ -92,11 +95,12 @@ def _panel(ax: Any, pairs: Sequence[CaseTarget], label: Mapping[tuple[str, str],
 
 
 def plot_progress(log: Path, picture: Path) -> None:
-    """Draw a training log (JSONL, one object of numbers per line) as small plots, one per quantity, over its steps.
+    """Draw a training log (JSONL, one object of numbers per line) as small plots over its steps, what matters most first.
 
     The x axis is the first of "step", "epoch", "time", "seconds" that the lines have, else the line number. "train_loss" and
-    "val_loss" share a plot, as do all quantities that differ only in such a first word. Lines that are no JSON objects (the one being
-    written) are passed over. NothingToDoError when no number is found.
+    "val_loss" share a plot, as do all quantities that differ only in such a first word, and mean, worst and spread of one score, and
+    the seconds of the parts of a step. What is logged often is drawn thinly, with its running mean over it. Lines that are no JSON
+    objects (the one being written) are passed over. NothingToDoError when no number is found.
     """
     curves, axis = read_log(log)
     require_matplotlib()
@@ -104,26 +108,63 @@ def plot_progress(log: Path, picture: Path) -> None:
 
     plots: dict[str, dict[str, tuple[list[float], list[float]]]] = defaultdict(dict)
     for name, curve in curves.items():
-        part, _, rest = name.replace("/", "_").partition("_")
-        plots[rest if part in ("train", "val", "eval", "bank") and rest else name][name] = curve
+        plots[_family(name)][name] = curve
+    ordered = sorted(plots.items(), key=lambda item: next((i for i, word in enumerate(_FIRST) if word in item[0]), len(_FIRST)))
     columns = min(3, len(plots))
     rows = math.ceil(len(plots) / columns)
     figure = Figure(figsize=(4.2 * columns, 2.6 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for spare in axes.flat[len(plots) :]:
         spare.set_visible(False)
-    for ax, (title, lines) in zip(axes.flat, plots.items(), strict=False):
-        for name, (x, y) in lines.items():
-            ax.plot(x, y, "-" if len(x) > 30 else "o-", markersize=3, linewidth=1.2, label=name)
-        ax.set_title(title if len(lines) > 1 else next(iter(lines)), fontsize=9, loc="left")
-        ax.yaxis.get_offset_text().set_fontsize(7)
-        ax.set_xlabel(axis, fontsize=8)
-        ax.grid(color="#e4e7eb", linewidth=0.8)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8)
-        if len(lines) > 1:
-            ax.legend(fontsize=8, frameon=False)
+    for ax, (title, lines) in zip(axes.flat, ordered, strict=False):
+        _progress_panel(ax, title, lines, axis)
     write_atomically(picture, lambda temporary: figure.savefig(temporary, format="png", dpi=120))
+
+
+def _family(name: str) -> str:
+    """The plot that a quantity goes to."""
+    words = name.replace("/", "_").split("_")
+    rest = words[1:] if words[0] in ("train", "val", "eval", "bank") and len(words) > 1 else words
+    if words[0] in ("seconds", "reward", "rewards"):
+        return words[0].removesuffix("s") if words[0] != "seconds" else "seconds of a step"
+    if len(rest) > 1 and rest[-1] in ("mean", "worst", "std") and rest[0] != "completions":
+        return "_".join(rest[:-1])
+    return "_".join(rest)
+
+
+def _progress_panel(ax: Any, title: str, lines: Mapping[str, tuple[list[float], list[float]]], axis: str) -> None:
+    for number, (name, (x, y)) in enumerate(lines.items()):
+        colour = f"C{number % 10}"
+        many = len(x) > _MANY_POINTS and name != "learning_rate"
+        if many:
+            ax.plot(x, y, "-", color=colour, alpha=0.25, linewidth=0.8)
+        ax.plot(
+            x,
+            _running_mean(y) if many else y,
+            "o-" if len(x) <= _MANY_POINTS else "-",
+            color=colour,
+            markersize=3,
+            linewidth=1.4,
+            label=name,
+        )
+    ax.set_title(title if len(lines) > 1 else next(iter(lines)), fontsize=9, loc="left")
+    ax.yaxis.get_offset_text().set_fontsize(7)
+    ax.ticklabel_format(axis="y", useOffset=False)
+    ax.set_xlabel(axis, fontsize=8)
+    ax.grid(color="#e4e7eb", linewidth=0.8)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    if len(lines) > 1:
+        ax.legend(fontsize=7, frameon=False)
+
+
+def _running_mean(values: Sequence[float], weight: float = 0.9) -> list[float]:
+    """The exponential mean of what came so far, without a bias to zero at the start."""
+    out, total, mass = [], 0.0, 0.0
+    for value in values:
+        total, mass = weight * total + (1 - weight) * value, weight * mass + (1 - weight)
+        out.append(total / mass)
+    return out
 
 
 def read_log(log: Path) -> tuple[dict[str, tuple[list[float], list[float]]], str]:

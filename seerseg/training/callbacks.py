@@ -56,7 +56,11 @@ class PartTimer:
         try:
             yield
         finally:
-            self._seconds[name] += time.perf_counter() - started
+            self.add(name, time.perf_counter() - started)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Count seconds that were taken elsewhere."""
+        self._seconds[name] += seconds
 
     def take(self) -> dict[str, float]:
         """Seconds since the last time this was asked, by part."""
@@ -154,7 +158,7 @@ class Metrics(TrainerCallback):
     def __init__(self, run: RunFolder, settings: TrainSettings, parts: PartTimer | None = None, outside: Outside | None = None) -> None:
         self.run, self.settings, self.parts, self.outside = run, settings, parts or PartTimer(), outside or Outside()
         self._board: Any = None
-        self._began = time.monotonic()
+        self._began, self._step_began = time.monotonic(), time.perf_counter()
         self._first = self._tokens = 0
         self._drawn = self._said = -math.inf
         self._draws = True
@@ -170,6 +174,14 @@ class Metrics(TrainerCallback):
             self.outside.say("TensorBoard is not installed (pip install tensorboard), so only metrics.jsonl and progress.png are written.")
             return
         self._board = SummaryWriter(str(self.run.tensorboard), purge_step=state.global_step + 1)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock of a step."""
+        self._step_began = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop it: forward, backward and update; batches are made ready before."""
+        self.parts.add("step", time.perf_counter() - self._step_began)
 
     def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write one line."""

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 BYTES = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0}
 FOUR_BIT_BYTES = 0.56  # NF4 with quantised scales, and what bitsandbytes leaves whole
-MARGIN = 0.15
 _TILE_TOKENS, _TILE_WORDS, _TILE_COPIES = 4096, 32768, 7.25
 _CONTEXT_BYTES = 700 << 20  # CUDA's own, with cuBLAS workspaces
 _DECODED_ROWS = 32  # replies that are written at once, see `grpo.rollout_reasoner`
