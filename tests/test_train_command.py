@@ -123,6 +123,17 @@ def test_a_model_of_text_alone(toy: tc.Toy, tmp_path: Path) -> None:
     assert "is of type 'llama', which does not take images and text and write text" in said
 
 
+@pytest.mark.slow
+def test_grpo_goes_on_from_what_sft_made(toy: tc.Toy, tiny: Path, trained: Path) -> None:
+    line = ("--stage", "grpo", "--steps", "1", "--max_new_tokens", "4", "--paraphrases", "2", "--samples", "2", "--lr", "1e-4")
+    said = run(toy, *tc.command(toy, tiny, *line, "--set", "grpo.sets_per_update=1", "--set", "grpo.evaluations=1"))
+    assert "Done at step 1 of 1" in said
+    manifest = json.loads((trained / "manifest.json").read_text())
+    assert manifest["reasoner"] == "grpo/model"
+    before, after = tc.weights(trained / "sft" / "model"), tc.weights(trained / "grpo" / "model")
+    assert before.keys() == after.keys()
+
+
 # --- processes of their own
 
 
