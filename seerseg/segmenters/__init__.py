@@ -25,8 +25,12 @@ KIND_SUFFIX = "_segmenter"
 
 _BUILT_IN = {
     "grow": ("seerseg.segmenters.grow:load", "boxes, points or a mask grown to 3D by classical methods; no weights"),
+    "medsam2": ("seerseg.segmenters.medsam2:load", "boxes, points or a mask followed through the slices; MedSAM2's weights, by folder or file"),
     "nano": ("seerseg.segmenters.nano:load", "small text-promptable 3D network; shipped weights"),
+    "sam": ("seerseg.segmenters.sam:load", "boxes, points or a mask on a single slice; SAM's or MedSAM's weights, by folder or hub id"),
+    "nnunet": ("seerseg.segmenters.nnunet:load", "a trained nnU-Net v2 folder (nnunet:FOLDER); its classes by name"),
     "scripted": ("seerseg.segmenters.scripted:load", "answers from label maps named in a JSON file (scripted:FILE.json); for tests"),
+    "totalsegmentator": ("seerseg.segmenters.totalsegmentator:load", "TotalSegmentator's structures by name (totalsegmentator:TASK)"),
 }
 
 
@@ -69,6 +73,8 @@ def _recognise(path: Path) -> str:
     config = path / "config.json" if path.is_dir() else path
     names = available_segmenters()
     advice = f"Write NAME:{path} to say which segmenter opens it; the names are: {', '.join(names)}."
+    if _is_nnunet(path):
+        return "nnunet"
     if not config.is_file():
         listed = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise ModelError(f"The folder {path} has no config.json (it holds: {listed}), so it is not known which segmenter it is. {advice}")
@@ -83,6 +89,11 @@ def _recognise(path: Path) -> str:
     if name not in names:
         raise ModelError(f"{config} is of the kind {kind!r}, and no segmenter for it is installed.{did_you_mean(name, names)} {advice}")
     return name
+
+
+def _is_nnunet(path: Path) -> bool:
+    """A trained nnU-Net v2 folder: plans.json, dataset.json and a fold with a checkpoint."""
+    return all((path / name).is_file() for name in ("plans.json", "dataset.json")) and any(path.glob("fold_*/checkpoint_*.pth"))
 
 
 def _build(name: str, source: str | None, *, device: str, dtype: str | None, offline: bool) -> Segmenter:
