@@ -81,6 +81,7 @@ class Run:
             shutil.copy(SPLIT, self.stored / "splits.json")
         self.command("preprocessing", "seerseg_plan_and_preprocess", "-d", "4")
         self.command("requests", "seerseg_make_requests", "-d", "4", "--per_target", self.given.per_target, done=raw / "requests.jsonl")
+        self.command("plans that follow the requests", "seerseg_plan_and_preprocess", "-d", "4", done=self.stored / "traces.jsonl")
         self.command("traces", "seerseg_make_traces", "-d", "4", done=self.stored / "traces.jsonl")
         self.dataset = open_dataset(raw)
         self.plans = load_plans(self.stored / "plans.json")
