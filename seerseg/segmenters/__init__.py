@@ -25,7 +25,7 @@ KIND_SUFFIX = "_segmenter"
 
 _BUILT_IN = {
     "grow": ("seerseg.segmenters.grow:load", "boxes, points or a mask grown to 3D by classical methods; no weights"),
-    "medsam2": ("seerseg.segmenters.medsam2:load", "boxes, points or a mask followed through the slices; MedSAM2's weights, by folder or file"),
+    "medsam2": ("seerseg.segmenters.medsam2:load", "boxes, points or a mask followed through the slices; weights by folder or file"),
     "nano": ("seerseg.segmenters.nano:load", "small text-promptable 3D network; shipped weights"),
     "sam": ("seerseg.segmenters.sam:load", "boxes, points or a mask on a single slice; SAM's or MedSAM's weights, by folder or hub id"),
     "nnunet": ("seerseg.segmenters.nnunet:load", "a trained nnU-Net v2 folder (nnunet:FOLDER); its classes by name"),
