@@ -12,8 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    "errors paths volume vocabulary dataset views planning store prompts segmenters skills protocols reasoners episode metrics consensus rewards "
-    "model training evolution prediction evaluation report slurm cli"
+    "errors paths volume vocabulary dataset views planning store prompts segmenters skills protocols reasoners episode metrics "
+    "consensus rewards model training evolution prediction evaluation report slurm cli"
 ).split()
 HEAVY = (
     "torch",

@@ -127,7 +127,7 @@ def test_a_planted_leak_is_refused(tmp_path: Path, leak: Skill) -> None:
     made = loop(tmp_path, Table())
     secret = Request("x1-secret", "x1", "could you find my special organ, now!", ("liver",))
     made.fence = Fence.around([*BANK, *TEST], [*made.testing, secret], made.training)
-    with pytest.raises(BankError, match="held.out"):
+    with pytest.raises(BankError, match=r"held.out"):
         made.run()
 
 

@@ -70,7 +70,8 @@ def test_traces_round_trip(tmp_path: Path) -> None:
     assert header == {"schema": 1, "kind": "seerseg_traces", "dataset": "D"}
     assert [r.to_json() for r in rows] == [ROW.to_json(), absent.to_json()]
     assert rows[0].trace.slices == ROW.trace.slices
-    assert rows[0].trace.turns[0].prompt.boxes == (BOX,) and rows[0].trace.turns[2].prompt is None
+    assert rows[0].trace.turns[0].prompt.boxes == (BOX,)
+    assert rows[0].trace.turns[2].prompt is None
 
 
 @pytest.mark.parametrize(
