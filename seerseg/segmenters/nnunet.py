@@ -17,6 +17,7 @@ import gc
 import hashlib
 import io
 import json
+import math
 import pickle
 import re
 import threading
@@ -145,7 +146,7 @@ class NnunetSegmenter(ClosedSegmenter):
         spacing = [float(spacing_xyz[int(axis)]) for axis in orientation[:, 0]][::-1]
         if first.source is not None and first.source.ndim == 2:
             spacing[0] = 999.0 * max(spacing[1:])  # what nnU-Net takes for the thickness of a picture
-        labels = self._predict(stack, spacing) if stack.any() else np.zeros(stack.shape[1:], dtype=np.uint8)
+        labels = self._drawn(stack, spacing) if stack.any() else np.zeros(stack.shape[1:], dtype=np.uint8)
         canonical = to_canonical(labels.transpose(2, 1, 0), orientation)
         return LabelMap(np.ascontiguousarray(canonical), self._values)
 
@@ -170,6 +171,26 @@ class NnunetSegmenter(ClosedSegmenter):
             return np.asarray(volume.source.orientation, dtype=np.float64)
         return np.array([_AXES[letter] for letter in (_OUT_OF_FILE if wanted == "stored" else wanted)], dtype=np.float64)
 
+    def _drawn(self, stack: NDArray[np.float32], spacing_zyx_mm: list[float]) -> NDArray[Any]:
+        """As `_predict`. What is not zero may be so thin (a single slice) that nothing would be left of it at the network's spacing, where
+        nnU-Net fails; its outer slices are then repeated until one is."""
+        if self._predictor is None:
+            raise SegmenterError(f"The nnU-Net in {self.folder} was unloaded; load it again.")
+        forward, target = self._predictor.plans_manager.transpose_forward, self._predictor.configuration_manager.spacing
+        fine = {int(axis): float(mm) for axis, mm in zip(forward[3 - len(target) :], target, strict=True)}
+        needed = [math.floor(0.5 * fine[axis] / mm) + 1 if axis in fine else 1 for axis, mm in enumerate(spacing_zyx_mm)]
+        filled = (stack != 0).any(axis=0)
+        spans = [np.flatnonzero(filled.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
+        box = tuple(slice(int(span[0]), int(span[-1]) + 1) for span in spans)
+        extent = [part.stop - part.start for part in box]
+        if all(n >= least for n, least in zip(extent, needed, strict=True)):
+            return self._predict(stack, spacing_zyx_mm)
+        lacking = [(0, max(0, least - n)) for n, least in zip(extent, needed, strict=True)]
+        thick = self._predict(np.pad(stack[:, *box], [(0, 0), *lacking], mode="edge"), spacing_zyx_mm)
+        labels = np.zeros(stack.shape[1:], dtype=thick.dtype)
+        labels[box] = thick[tuple(slice(n) for n in extent)]
+        return labels
+
     def _predict(self, stack: NDArray[np.float32], spacing_zyx_mm: list[float]) -> NDArray[Any]:
         """Label map (Z, Y, X) of an array (C, Z, Y, X) in nnU-Net's axes: the steps of its `predict_single_npy_array`, which would take
         eight threads to resample whatever the machine has."""
@@ -177,8 +198,6 @@ class NnunetSegmenter(ClosedSegmenter):
         from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape as convert
 
         predictor = self._predictor
-        if predictor is None:
-            raise SegmenterError(f"The nnU-Net in {self.folder} was unloaded; load it again.")
         plans, configuration = predictor.plans_manager, predictor.configuration_manager
         threads = torch.get_num_threads()
         try:
