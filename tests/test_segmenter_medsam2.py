@@ -267,6 +267,41 @@ def test_negative_points_on_other_slices_correct_in_the_same_prompt() -> None:
     assert not mask.array[6:, 10, 10].any()
 
 
+def test_memory_is_given_back_and_a_full_one_is_said() -> None:
+    import gc
+    import weakref
+
+    import torch
+
+    held: list[weakref.ref[np.ndarray]] = []
+
+    class Watched(DrawingNetwork):
+        def encode(self, image: np.ndarray) -> tuple[Any, int]:
+            image = image.copy()
+            held.append(weakref.ref(image))
+            return image, image.nbytes
+
+    class Full(DrawingNetwork):
+        def encode(self, image: np.ndarray) -> tuple[Any, int]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 4 GiB")
+
+    volume = bright((4, 16, 16))
+    prompt = Prompt(points=(Point((1, 5, 5)),))
+    segmenter = Medsam2Segmenter(Watched(32))
+    session = segmenter.session(volume)
+    session.add(prompt)
+    segmenter.release()
+    gc.collect()
+    assert all(ref() is not None for ref in held)
+    session.close()
+    gc.collect()
+    assert len(held) == 4
+    assert all(ref() is None for ref in held)
+    for full in (lambda: Medsam2Segmenter(Full()).segment(volume, [prompt]), lambda: Medsam2Segmenter(Full()).session(volume).add(prompt)):
+        with pytest.raises(SegmenterError, match="no memory left"):
+            full()
+
+
 # ------------------------------------------------------------------------------------------------------- true architecture
 
 
@@ -470,6 +505,20 @@ def test_what_is_no_such_checkpoint_is_said(model: Any, tmp_path: Path, monkeypa
     assert not (tmp_path / "ran").exists()
     with pytest.raises(WeightsError, match=r"config\.json beside it"):
         load_segmenter(f"medsam2:{checkpoint(model, tmp_path / 'bare').rename(tmp_path / 'alone.pt')}")
+
+
+def test_offline_opens_no_socket(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import socket
+
+    def refuse(*given: Any, **named: Any) -> Any:
+        pytest.fail("a socket was opened")
+
+    folder = save(model, tmp_path / "m")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert load_segmenter(f"medsam2:{folder}").card.source == str(folder)
+    for source in ("medsam2:nobody/nothing", "medsam2:nobody/nothing/x.pt", "sam:nobody/nothing"):
+        with pytest.raises(WeightsError, match="hf download nobody/nothing"):
+            load_segmenter(source)
 
 
 def test_what_is_no_such_folder_is_said(model: Any, tmp_path: Path) -> None:

@@ -186,3 +186,6 @@ def test_folders_are_loaded_strictly(tmp_path: Path) -> None:
         load_segmenter(f"sam:{save(sam2_model(), tmp_path / 'other')}")
     with pytest.raises(WeightsError, match="not on this machine"):
         load_segmenter("sam:nobody/nothing")
+    (tmp_path / "medsam_vit_b.pth").write_bytes(b"")
+    with pytest.raises(WeightsError, match="original checkpoint"):
+        load_segmenter(f"sam:{tmp_path / 'medsam_vit_b.pth'}")

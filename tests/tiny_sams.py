@@ -64,6 +64,8 @@ def sam2_model(*, seed: int = 0, score: float = 2.0) -> Any:
                 value.normal_(0, 0.08)
             elif "embedding" in name or "encoding" in name or "pointer" in name:
                 value.normal_(0, 0.1)
+        # one embedding in two places, as in every checkpoint
+        model.shared_image_embedding.positional_embedding.copy_(model.prompt_encoder.shared_embedding.positional_embedding)
         model.mask_decoder.pred_obj_score_head.proj_out.bias.fill_(score)
         model.mask_decoder.pred_obj_score_head.proj_out.weight.zero_()
     return model.requires_grad_(False)

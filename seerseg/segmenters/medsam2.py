@@ -255,12 +255,10 @@ class _Object:
         if before is not None and marks.mask is None:
             marks = Marks(np.concatenate([before.points, marks.points]), np.concatenate([before.labels, marks.labels]))
         features = slices.features(self.axis, index)
-        reverse = bool(self.marks) and index < min(self.marks)
-        track, other = (self.backward, self.forward) if reverse else (self.forward, self.backward)
         known = correction or (before is not None and before.mask is not None)
         previous = self.found.get(index) if known else None
-        found = track.mark(index, features, marks, previous=previous, conditioned=correction and before is None)
-        other.adopt(track, index)
+        found = self.forward.mark(index, features, marks, previous=previous, conditioned=correction and before is None)
+        self.backward.adopt(self.forward, index)
         self.marks[index], self.found[index] = marks, found
         if marks.mask is None:
             self.scores[index] = found.score
@@ -335,7 +333,8 @@ class _Scene:
             if isinstance(box, Box2D):
                 axis, index, span, lo, hi = box.axis, box.index, None, box.lo, box.hi
                 whole = list(lo), list(hi)
-                whole[0].insert(axis, index), whole[1].insert(axis, index + 1)
+                whole[0].insert(axis, index)
+                whole[1].insert(axis, index + 1)
             else:
                 axis = slice_axis(self.slices.volume)
                 depth = box_voxels(box.lo, box.hi, shape)[axis]

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from seerseg.errors import WeightsError
 from seerseg.prompts import Box2D, Point, Prompt
 from seerseg.segmenters.base import Capabilities, ModelCard, RefiningSession, Segmentation, answered, refusal
 from seerseg.segmenters.sam2_network import Found, Marks
@@ -61,6 +62,8 @@ def load(*, source: str | Path | None = None, device: str = "cpu", dtype: str | 
 
     name = str(source if source is not None else HUB["medsam"])
     folder = find(name, offline=offline)
+    if folder.is_file():
+        raise WeightsError(f"{folder} is an original checkpoint, and sam opens transformers folders; get MedSAM's as {HUB['medsam']}.")
     from transformers import SamModel
 
     loaded = load_pretrained(SamModel, folder, name=name, device=device, dtype=dtype, types=("sam",))

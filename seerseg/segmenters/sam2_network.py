@@ -155,7 +155,8 @@ class Sam2Track:
         before = None
         if previous is not None and marks.mask is None:
             before = torch.from_numpy(previous.logits)[None, None].clamp(-_CLAMP, _CLAMP).to(device, session.dtype)
-        return self._step(index, features, points=points, mask=mask, previous=before, first=not conditioned, reverse=False)
+        reverse = all(other > index for other in session.output_dict_per_obj[0]["cond_frame_outputs"])
+        return self._step(index, features, points=points, mask=mask, previous=before, first=not conditioned, reverse=reverse)
 
     def follow(self, index: int, features: Any, *, reverse: bool) -> Found:
         """See `Track`; memory that is out of reach is dropped."""

@@ -10,6 +10,8 @@ import hashlib
 import json
 import pickle
 import re
+import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -182,14 +184,18 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     import torch
 
     try:
-        held = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of old pickle protocols before it refuses what they hold
+            held = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:
         raise WeightsError(
             f"{path} holds more than tensors (pickled code or objects), or is no checkpoint; it is not opened. "
             f"Get the checkpoint from its authors, or convert it to safetensors where you trust it."
         ) from fault
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as fault:
-        raise WeightsError(f"{path} is damaged or no checkpoint ({str(fault).splitlines()[0][:120]}). Copy it again.") from fault
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError, struct.error) as fault:
+        raise WeightsError(
+            f"{path} is damaged or no checkpoint ({(str(fault).splitlines() or [type(fault).__name__])[0][:120]}). Copy it again."
+        ) from fault
     tensors = held.get("model", held) if isinstance(held, dict) else held
     if not isinstance(tensors, dict) or not tensors or not all(isinstance(v, torch.Tensor) for v in tensors.values()):
         raise WeightsError(f'{path} holds no tensors, neither bare nor under "model"; a checkpoint of MedSAM2 does.')
