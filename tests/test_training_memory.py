@@ -18,6 +18,7 @@ from seerseg.training.settings import TrainSettings
 from seerseg.training.tuning import VISION, Shape, is_vision, shape_of
 from seerseg.views import ViewSpec
 
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft and transformers deprecate each other's attributes
 IMAGES, SIZE_PX, TEXT = 2, 96, 150
 MARGIN = 0.05
 SPEC = ViewSpec(count=IMAGES, size_px=SIZE_PX)

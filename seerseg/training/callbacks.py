@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -251,7 +252,9 @@ def in_words(trainer: Any, survival: Survival) -> Iterator[None]:
     last good weights in a checkpoint where one process trains alone."""
     run, settings = survival.run, survival.settings
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # trl, peft and transformers deprecate each other's attributes
+            yield
     except TrainingError as error:
         raise TrainingError(f"{error} {_rescue(trainer, survival)}") from error
     except SeerSegError:

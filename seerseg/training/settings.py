@@ -182,10 +182,10 @@ def settings_from(plans: Plans, stage: Stage, *, parameters: int, units: int, pr
 def fit_to_memory(settings: TrainSettings, needed_bytes: Mapping[int, int], available_bytes: int) -> TrainSettings:
     """The same run in smaller passes where the planned ones need more than nine tenths of the memory.
 
-    needed_bytes: bytes by micro batch, for every divisor of the share of a process. Unchanged when even 1 is too much.
+    needed_bytes: bytes by micro batch, for every divisor of the share of a process. The smallest passes when even they are too much.
     """
     fitting = [m for m, need in needed_bytes.items() if m <= settings.micro_batch and need <= 0.9 * available_bytes]
-    micro = max(fitting, default=settings.micro_batch)
+    micro = max(fitting, default=min(needed_bytes))
     return replace(settings, micro_batch=micro, accumulation=settings.batch // (settings.processes * micro))
 
 
