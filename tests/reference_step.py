@@ -25,19 +25,21 @@ def log_probabilities(model: Any, rollout: Rollout, temperature: float = 1.0) ->
 def loss_of(
     model: Any, reference: Any, rollouts: Sequence[Rollout], rewards: torch.Tensor, *, group: int, longest: int, beta: float
 ) -> torch.Tensor:
-    """Mean over replies of minus advantage times likelihood ratio (1 in value) plus beta times the divergence, summed over own tokens and
-    divided by the constant length; the divergence is exp(d) - d - 1 with d = log reference - log model."""
+    """Mean over replies of likelihood ratio (1 in value) times (beta times the divergence minus the advantage), summed over own tokens and
+    divided by the constant length; the divergence is exp(d) - d - 1 with d = log reference - log model. The ratio before it makes its
+    gradient that of the reverse KL divergence (arXiv 2512.02556)."""
     grouped = rewards.reshape(-1, group)
     advantages = (grouped - grouped.mean(1, keepdim=True)).reshape(-1)
     total = torch.zeros(())
     for rollout, advantage in zip(rollouts, advantages, strict=True):
         own = torch.tensor(rollout.own, dtype=torch.float32)
         now = log_probabilities(model, rollout)
-        term = -advantage * torch.exp(now - now.detach())
+        ratio = torch.exp(now - now.detach())
+        term = -advantage * ratio
         if beta:
             with torch.no_grad():
                 then = log_probabilities(reference, rollout)
-            term = term + beta * (torch.exp(then - now) - (then - now) - 1)
+            term = term + beta * ratio * (torch.exp(then - now) - (then - now) - 1)
         total = total + (term * own).sum()
     return total / (len(rollouts) * longest)
 
