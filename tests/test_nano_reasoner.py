@@ -18,7 +18,7 @@ from seerseg.episode import Targets, open_dialogues, reason
 from seerseg.errors import ModelError, WeightsError
 from seerseg.protocols.seer import SYSTEM, SeerProtocol, normalise_name
 from seerseg.reasoners import available_reasoners, load_reasoner
-from seerseg.reasoners.nano import SHIPPED, NanoReasoner
+from seerseg.reasoners.nano import SHIPPED, NanoReasoner, _wider
 from seerseg.segmenters import load_segmenter
 from seerseg.views import CaseViews, ViewSpec, render
 from seerseg.vocabulary import Vocabulary
@@ -81,7 +81,7 @@ def test_odd_requests_are_survived(nano: NanoReasoner) -> None:
 
 def test_the_fixed_sentences_of_the_grammar_are_short(nano: NanoReasoner, chest: CaseViews) -> None:
     """A changed system prompt would be read word by word, which these weights never learnt: train anew after changing it."""
-    assert len(nano.tokenizer(SYSTEM)["input_ids"]) == 1
+    assert len(nano.tokenizer(SYSTEM)["input_ids"]) <= 2
     encoded = nano.encode(PROTOCOL.opening(chest, "left lung", (), CHEST))
     assert len(encoded.ids) < 200
 
@@ -104,10 +104,37 @@ def test_replies_keep_the_grammar(nano: NanoReasoner, chest: CaseViews) -> None:
 
 def test_label_prompts_and_slips_on_a_phantom(nano: NanoReasoner, chest: CaseViews) -> None:
     assert answers(nano, chest, list(CHEST), CHEST) == list(CHEST)
-    asked = ["lft lung", "plz segmnt the right lng", "ribz", "the R lung", "outline the haert pls", "aorta only"]
+    asked = ["lft lung", "plz segmnt the right lung", "segmnt the ribs", "the R lung", "outline teh heart pls", "aorta only"]
     expected = ["left lung", "right lung", "ribs", "right lung", "heart", "aorta"]
     found = answers(nano, chest, asked, CHEST)
     assert sum(a == b for a, b in zip(found, expected, strict=True)) >= 5, found
+
+
+def test_answers_are_among_the_listed_names(nano: NanoReasoner, chest: CaseViews) -> None:
+    asked = ["prostate", "left hippocampus", "the bladder", "asdf", "spine", "both lungs", "lung", "kidneys please", "ribs or not"]
+    for names in (CHEST, ("left lung",), ("right kidney", "left kidney")):
+        assert set(answers(nano, chest, asked, names)) <= {*names, "absent"}
+
+
+def test_a_whole_means_a_part_where_only_parts_are_listed() -> None:
+    assert _wider("hippocampus", ("anterior hippocampus", "posterior hippocampus"))
+    assert _wider("left hippocampus", ("anterior hippocampus", "posterior hippocampus"))
+    assert not _wider("left kidney", ("right kidney", "liver"))
+    assert not _wider("prostate", ("left lung",))
+
+
+def test_likelihoods_are_those_of_the_plain_forward(nano: NanoReasoner, chest: CaseViews) -> None:
+    asked = nano.encode(PROTOCOL.opening(chest, "the left lung", (), CHEST))
+    replies = ["<evidence>CT of the chest</evidence><rationale>left lung</rationale><answer>left lung</answer>", "no"]
+    found = nano._likelihoods(asked, replies)
+    for text, score in zip(replies, found, strict=True):
+        said = nano.encode_reply(text)
+        ids = torch.tensor([asked.ids + said])
+        kinds = {name: torch.tensor([kind + [0] * len(said)]) for name, kind in asked.kinds.items()}
+        with torch.no_grad():
+            logits = nano.model(input_ids=ids, attention_mask=torch.ones_like(ids), **asked.images, **kinds).logits[0]
+        steps = logits[len(asked.ids) - 1 : -1].log_softmax(-1)
+        assert score == pytest.approx(float(steps[range(len(said)), said].sum()), abs=1e-3)
 
 
 def test_what_is_not_listed_is_absent(nano: NanoReasoner, chest: CaseViews) -> None:
@@ -116,7 +143,7 @@ def test_what_is_not_listed_is_absent(nano: NanoReasoner, chest: CaseViews) -> N
 
 
 def test_prefix_sharing_is_the_stock_generate(nano: NanoReasoner, chest: CaseViews) -> None:
-    dialogues = [PROTOCOL.opening(chest, text, (), CHEST) for text in ("left lung", "could you kindly outline the ribs?", "spine")]
+    dialogues = [PROTOCOL.opening(chest, text, (), ()) for text in ("left lung", "could you kindly outline the ribs?", "spine")]
     shared = [r[0] for r in nano.reply(dialogues)]
     for dialogue, reply in zip(dialogues, shared, strict=True):
         text = nano.chat(dialogue)

@@ -1,27 +1,39 @@
 """`nano`: a small vision-language reasoner whose weights lie in the package. A default to start from, not a clinical tool.
 
-It is an ordinary model folder of the Qwen3-VL architecture with its own tokeniser, read by the same code as any other; only its card
-differs. Sources, data and measurements: `seerseg/weights/nano_reasoner/MODEL_CARD.md`; recipe: `scripts/train_nano_reasoner.py`.
+It is an ordinary model folder of the Qwen3-VL architecture with its own tokeniser, read by the same code as any other. One thing is
+added: where the dialogue lists the names that may be answered and the reply names another, the listed name whose reply is likeliest is
+taken, or "absent" when that is far less likely than the reply was. ("hippocampus" where only its parts are listed means one of them.)
+Sources, data and measurements:
+`seerseg/weights/nano_reasoner/MODEL_CARD.md`; recipe: `scripts/train_nano_reasoner.py`.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from seerseg.errors import ModelError
+from seerseg.protocols.base import ABSENT
+from seerseg.protocols.messages import Message
+from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import ReasonerCard
-from seerseg.reasoners.decoding import Decoding
+from seerseg.reasoners.decoding import Decoding, Encoded
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import find
 from seerseg.reasoners.vlm_loading import load as load_model
 
 SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "nano_reasoner"
 LICENCE = "CC-BY-SA-4.0"
+MARGIN = 1.0
+"""Nats by which a reply with a listed name may be less likely than the one with another name; set on validation language."""
 _MAX_NEW_TOKENS = 96  # its longest replies have about half of that
 _MAX_BATCH = 48
+_TARGETS = re.compile(r"<targets>(.*?)</targets>", re.DOTALL)
+_REPLY = re.compile(r"<evidence>(.*?)</evidence><rationale>(.*?)</rationale><answer>(.*?)</answer>", re.DOTALL)
 
 
 class NanoReasoner(VlmReasoner):
@@ -38,6 +50,85 @@ class NanoReasoner(VlmReasoner):
             source="shipped with seerseg" if shipped else str(self.loaded.source.adapter or self.loaded.source.folder),
             notes="Small, trained on generated requests and few scans. Not for clinical use. See MODEL_CARD.md.",
         )
+
+    def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+        """`samples` replies per dialogue, in order; answers are among the listed names where there is a list."""
+        import torch
+
+        written = super().reply(dialogues, samples, seed)
+        with torch.inference_mode():
+            return [[self._listed(d, text) for text in texts] for d, texts in zip(dialogues, written, strict=True)]
+
+    def _listed(self, dialogue: Sequence[Message], reply: str) -> str:
+        listed = _TARGETS.search(dialogue[-1].text)
+        said = _REPLY.fullmatch(reply)
+        if listed is None or said is None:
+            return reply
+        names = [name.strip() for name in listed[1].split(";") if name.strip()]
+        evidence, rationale, answer = said.groups()
+        wanted = normalise_name(answer)
+        if any(normalise_name(name) == wanted for name in names):
+            return reply
+        quoted, colon, _ = rationale.rpartition(": ")
+        names = [name for name in names if normalise_name(name) != ABSENT]
+        replies = [_reply(evidence, quoted + colon + name, name) for name in names]
+        own, *scores = self._likelihoods(self.encode(dialogue), [reply, *replies])
+        best = max(range(len(scores)), key=scores.__getitem__, default=None)
+        if best is None or (scores[best] < own - MARGIN and not _wider(wanted, names)):
+            return _reply(evidence, f"{rationale}, not among the names", ABSENT)
+        return replies[best]
+
+    def _likelihoods(self, asked: Encoded, replies: Sequence[str]) -> list[float]:
+        """Log-likelihood of each reply after one dialogue, whose cache they share."""
+        import torch
+
+        device = self.model.device
+        given = {name: value.to(device) for name, value in asked.images.items()}
+        given |= {name: torch.tensor([kind[:-1]], device=device) for name, kind in asked.kinds.items()} if given else {}
+        if "pixel_values" in given:
+            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
+        ids = torch.tensor([asked.ids[:-1]], device=device)
+        first = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1, **given)
+        shift = int(self.model.model.rope_deltas[0]) if given else 0
+        self.model.model.rope_deltas = None
+        before = ids.shape[1]
+        out: list[float] = []
+        for start in range(0, len(replies), _MAX_BATCH):
+            tails = [[asked.ids[-1], *self.encode_reply(text)] for text in replies[start : start + _MAX_BATCH]]
+            longest = max(map(len, tails))
+            tokens = torch.tensor([tail + [self.pad_token_id] * (longest - len(tail)) for tail in tails], device=device)
+            positions = (torch.arange(longest, device=device) + before + shift).expand(3, len(tails), -1)
+            cache = _repeated(first.past_key_values, len(tails))
+            logits = self.model(
+                input_ids=tokens,
+                attention_mask=torch.ones((len(tails), before + longest), dtype=torch.long, device=device),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+            ).logits
+            steps = logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].cpu()
+            out += [float(row[: len(tail) - 1].sum()) for row, tail in zip(steps, tails, strict=True)]
+        return out
+
+
+def _wider(answer: str, names: Sequence[str]) -> bool:
+    """Whether a listed name says more than the answer does; a side counts only where the list has sides."""
+    listed = [set(normalise_name(name).split()) for name in names]
+    sides = {"left", "right"}
+    said = set(answer.split()) - (set() if any(sides & words for words in listed) else sides)
+    return any(said < words for words in listed)
+
+
+def _repeated(cache: Any, rows: int) -> Any:
+    import copy
+
+    made = copy.deepcopy(cache)
+    made.batch_repeat_interleave(rows)
+    return made
+
+
+def _reply(evidence: str, rationale: str, answer: str) -> str:
+    return f"<evidence>{evidence}</evidence><rationale>{rationale}</rationale><answer>{answer}</answer>"
 
 
 def load(
