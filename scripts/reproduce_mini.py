@@ -115,28 +115,29 @@ class Run:
         told = ModelSpec(views=self.plans.view_spec(), targets=names, closed=True, descriptions=self.dataset.descriptions or None)
         alone = Model(ModelSpec(views=self.plans.view_spec()), reasoner_given=load_reasoner("verbatim"), segmenter_given=self.segmenter)
         lexicon = load_reasoner("lexicon", splits=["train"], descriptions=self.dataset.descriptions)
-        table = [
-            self.row("segmenter alone, label prompts", alone, prompts),
-            self.row("segmenter alone, free text", alone, free),
-            self.row("lexicon, training vocabulary", Model(told, reasoner_given=lexicon, segmenter_given=self.segmenter), free),
-            self.row(
-                f"{self.given.reasoner} as shipped",
-                Model(replace(told, reasoner=self.given.reasoner), segmenter_given=self.segmenter),
-                free,
-            ),
-        ]
+        shipped = Model(replace(told, reasoner=self.given.reasoner), segmenter_given=self.segmenter)
+        table: list[dict[str, Any]] = []
+
+        def add(*row: Any, **more: Any) -> None:
+            table.append(self.row(*row, **more))
+            self.write(table)
+
+        add("segmenter alone, label prompts", alone, prompts)
+        add("segmenter alone, free text", alone, free)
+        add("lexicon, training vocabulary", Model(told, reasoner_given=lexicon, segmenter_given=self.segmenter), free)
+        add(f"{self.given.reasoner} as shipped", shipped, free)
         last: Model | None = None
         for stage, name in (("sft", "after SFT"), ("grpo", "after GRPO")):
             model = self.trained(stage)
             if model is not None:
-                table.append(self.row(f"{self.given.reasoner} {name}", model, free))
+                add(f"{self.given.reasoner} {name}", model, free)
                 last = model
         if last is not None and self.given.rounds:
             bank = self.bank(last)
-            table.append(self.row("+ SEER-Loop", last, free, bank))
+            add("+ SEER-Loop", last, free, bank)
             if self.given.readings > 1:
-                table.append(self.row(f"+ consensus of {self.given.readings}", last, free, bank, readings=self.given.readings))
-        self.write(table)
+                add(f"+ consensus of {self.given.readings}", last, free, bank, readings=self.given.readings)
+        print((self.out / "table.md").read_text())
 
     def trained(self, stage: str) -> Model | None:
         """The model that a stage left, with the shared segmenter."""
@@ -144,7 +145,9 @@ class Run:
         if not found:
             return None
         root = found[0].parents[1]
-        spec = replace(read_spec(root), reasoner=str(found[0]), segmenter_identity=None, bank="none")
+        # a model that began as nano chooses among the listed names as nano does
+        reasoner = f"nano:{found[0]}" if self.given.reasoner == "nano" else str(found[0])
+        spec = replace(read_spec(root), reasoner=reasoner, segmenter_identity=None, bank="none")
         return Model(spec, segmenter_given=self.segmenter)
 
     def bank(self, model: Model) -> Retriever:
@@ -167,13 +170,13 @@ class Run:
         return made
 
     def write(self, table: list[dict[str, Any]]) -> None:
-        """OUT/table.json and OUT/table.md."""
-        scores = {row["name"]: row.pop("_scores") for row in table}
+        """OUT/table.json and OUT/table.md, after every row."""
+        scores = {row["name"]: row["_scores"] for row in table}
         differences = [
             paired(scores, a, b, self.dataset.subject_of)
             for a, b in zip([r["name"] for r in table][1:], [r["name"] for r in table][2:], strict=False)
         ]
-        write_json(self.out / "table.json", table)
+        write_json(self.out / "table.json", [{k: v for k, v in row.items() if k != "_scores"} for row in table])
         write_json(self.out / "differences.json", differences)
         write_json(self.out / "seconds.json", self.seconds)
         split = self.given.split
@@ -189,7 +192,6 @@ class Run:
         lines += ["", "Paired differences (later minus earlier), 95 % by subject:", ""]
         lines += [f"- {d['later']} against {d['earlier']}: worst {_with(*d['worst'])}, std {_with(*d['std'])}" for d in differences]
         write_text(self.out / "table.md", "\n".join(lines) + "\n")
-        print("\n".join(lines))
 
 
 def summary(name: str, outcomes: Sequence[Outcome], requests: Sequence[Request], dataset: RawDataset, mode: str) -> dict[str, Any]:
