@@ -111,8 +111,8 @@ def test_label_prompts_and_slips_on_a_phantom(nano: NanoReasoner, chest: CaseVie
 
 
 def test_answers_are_among_the_listed_names(nano: NanoReasoner, chest: CaseViews) -> None:
-    asked = ["prostate", "left hippocampus", "the bladder", "asdf", "spine", "both lungs", "lung", "kidneys please", "ribs or not"]
-    for names in (CHEST, ("left lung",), ("right kidney", "left kidney")):
+    asked = ["prostate", "left hippocampus", "asdf", "lung", "kidneys please"]
+    for names in (CHEST, ("right kidney", "left kidney")):
         assert set(answers(nano, chest, asked, names)) <= {*names, "absent"}
 
 
