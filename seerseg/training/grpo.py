@@ -226,7 +226,7 @@ def _columns(reward: RewardConfig) -> list[str]:
 
 
 def _table(numbers: Sequence[int]) -> Any:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     return Dataset.from_dict({_ROW: list(numbers), "prompt": [""] * len(numbers)})
 
@@ -268,7 +268,7 @@ def _trl() -> tuple[Any, Any]:
 def _classes() -> tuple[Any, Any]:
     """The trainer's class and TRL's configuration class."""
     import torch
-    from accelerate.utils import gather  # type: ignore[import-untyped]
+    from accelerate.utils import gather
 
     base, config = _trl()
 

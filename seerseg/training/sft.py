@@ -241,7 +241,7 @@ def _characters(samples: Samples, number: int) -> int:
 
 def _table(numbers: Sequence[int]) -> Any:
     """Rows that name samples. The empty column "images" has TRL leave the rows as they are."""
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     return Dataset.from_dict({"sample": list(numbers), "images": [""] * len(numbers)})
 
