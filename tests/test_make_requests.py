@@ -373,3 +373,9 @@ def test_abbreviations_keep_their_letters(many: list[tuple[str, Context, Wording
         short = entry is not None and wording.surface in {s.text for s in entry.surfaces if s.kind == "abbreviation"}
         if short and wording.style == "abbr_or_short" and " " not in wording.surface:
             assert wording.surface in wording.text
+
+
+def test_the_plan_fixes_the_styles_that_are_written() -> None:
+    from seerseg.planning.rules import REQUEST_STYLES
+
+    assert REQUEST_STYLES == PARAPHRASE_STYLES

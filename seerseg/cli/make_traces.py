@@ -33,7 +33,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str | None
 @command("seerseg_make_traces", epilog=_EPILOG)
 @several("-d", "--dataset", "datasets", required=True, metavar="ID ...", help="Datasets, by number or full name: -d 4 5.")
 @option("-p", "--plans_name", default="plans", metavar="NAME", help="Name of the plans file, without .json: it says what is shown.")
-@option("--detail", type=click.Choice(["short", "full"]), default="short", help="Evidence in a few words, or all that is known.")
+@option("--detail", type=click.Choice(["short", "full"]), help="Evidence in a few words, or all that is known. Default: the plan.")
 @option("--trajectories", "shown_with", metavar="SEGMENTER", help="Also show how to refine a mask, with this segmenter in the loop (grow).")
 @option("--per_target", type=click.IntRange(1), default=2, metavar="N", help="Different trajectories per target; requests take turns.")
 @option("--check", callback=_count, metavar="N", help="Execute the answers of N traces (or all) again and report their Dice.")
@@ -104,7 +104,7 @@ def _one(dataset: RawDataset, folder: Path, given: dict[str, Any]) -> tuple[Trac
 
     plans = _plans(folder, given["plans_name"], dataset.name)
     settings = Settings(
-        detail=given["detail"],
+        detail=given["detail"] or plans.value("traces.detail"),
         segmenter=given["shown_with"],
         trajectories=given["per_target"],
         device=given["device"],

@@ -44,6 +44,13 @@ ANISOTROPY = 1.5
 _TRAIN_SHARE = 0.56  # seven of the ten parts of the eighty per cent that are not test subjects
 
 
+REQUEST_STYLES = (
+    "label_prompt", "clinical_request", "abbr_or_short", "messy_or_misspelled", "verbose_request", "report_style", "formal_task",
+    "ambiguous_abbreviation", "implicit", "relational", "negated", "mixed_case", "keyboard_slips", "speech_to_text", "chat", "order_form",
+)  # fmt: skip
+"""Styles of a paraphrase set, in order; `seerseg_data.requests` writes them."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """One value: what applies, what the rule chose (they differ where a person edited plans.json), the rule and its inputs."""
@@ -197,9 +204,19 @@ def _training(sheet: _Sheet, fingerprint: Fingerprint) -> None:
     sheet.put("grpo.batch", group * sets, "replies per update", group=group, sets=sets)
     sheet.put("grpo.lambda", 0.5, "weight of the variance; above 0.5 lowering a good Dice could pay")
     _optimisation(sheet, pairs)
+    _language(sheet)
     learners = max(1, round(_TRAIN_SHARE * fingerprint.cases))
     cap = min(64, max(8, round(math.sqrt(learners))))
     sheet.put("bank.max_skills", cap, "root of the number of training cases, from 8 to 64", training_cases=learners)
+
+
+def _language(sheet: _Sheet) -> None:
+    """What seerseg_make_requests and seerseg_make_traces write, fixed so that "worst" means the same everywhere."""
+    sheet.put("requests.per_target", len(REQUEST_STYLES), "one wording of each style, so that all paraphrase sets are alike")
+    sheet.put("requests.styles", list(REQUEST_STYLES), "the label prompt, SEER's styles for targets that are there, and eight further ones")
+    sheet.put(
+        "traces.detail", "short", "a few words of evidence, which small reasoners can learn; full for those of 2B parameters and more"
+    )
 
 
 def _optimisation(sheet: _Sheet, pairs: int) -> None:
