@@ -1,6 +1,7 @@
 """Segmenters by name or folder. Importing this package loads no torch, numpy or plug-in; a segmenter's code is loaded when it is asked for.
 
-Built in: `grow` (classical, no weights), `nano` (text, shipped weights), `scripted` (answers from a file). More come from the
+Built in: `grow` (classical, no weights), `nano` (text, shipped weights), `nnunet` and `totalsegmentator` (classes of a trained model),
+`medsam2` and `sam` (boxes, points, masks), `scripted` (answers from a file). More come from the
 entry-point group `seerseg.segmenters` of installed packages (NAME = "module:factory", see `base.SegmenterFactory`).
 """
 
