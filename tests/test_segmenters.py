@@ -47,7 +47,7 @@ def test_a_name_a_name_with_a_source_and_a_folder_all_load(tmp_path: Path) -> No
 
 
 def test_unknown_names_and_folders_get_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"'gorw'.*Did you mean grow\?.*grow, nano, scripted"):
+    with pytest.raises(UsageError, match=r"'gorw'.*Did you mean grow\?.*grow, medsam2, nano, nnunet, sam, scripted, totalsegmentator"):
         load_segmenter("gorw")
     with pytest.raises(UsageError, match="no segmenter, file or folder"):
         load_segmenter("")
