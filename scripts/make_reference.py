@@ -32,7 +32,9 @@ def reference() -> str:
     for name, target in scripts.items():
         module, _, function = target.partition(":")
         command = getattr(importlib.import_module(module), function)
-        context = click.Context(command, info_name=name, terminal_width=110, max_content_width=110)
+        # with the command's own settings: click keeps the help option of its first use, so another page would depend on what ran before
+        settings = {**command.context_settings, "terminal_width": 110, "max_content_width": 110}
+        context = click.Context(command, info_name=name, **settings)
         pages.append(f"## {name}\n\n```text\n{command.get_help(context).rstrip()}\n```\n")
     return "\n".join(pages)
 
