@@ -100,7 +100,6 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
     from seerseg.protocols.base import ABSENT
     from seerseg.reasoners import load_reasoner
     from seerseg.skills.store import BankFolder
-    from seerseg.store import open_case
     from seerseg.vocabulary import Vocabulary
 
     raw, stored = raw_folder(given["raw_folder"]), preprocessed_folder(given["preprocessed_folder"])
@@ -144,7 +143,7 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
         bank=BankFolder(folder),
         vocabulary=vocabulary,
         truth_of=truth_of,
-        modality_of=lambda case: open_case(stored / name, case).modality(),
+        modality_of=arena.modality,
         settings=EvolveSettings(rounds=given["rounds"], per_round=given["per_round"], tests=given["tests"], seed=given["seed"]),
         fence=Fence.around(held, everything, everything) if given["mode"] == "frozen" else None,
     )

@@ -80,6 +80,7 @@ class StoreArena:
             digest_size=8,
         ).hexdigest()
         self._memo: dict[str, Outcome] = {}
+        self._modalities: dict[str, str | None] = {}
         for path in (*read_also, *((memo,) if memo else ())):
             self._memo |= _read_memo(path)
 
@@ -102,10 +103,13 @@ class StoreArena:
 
     def _query(self, request: Request) -> Query:
         allowed = self._model.targets
-        return Query(request.text, self._modality(request.case), targets=allowed.names if allowed.closed else ())
+        return Query(request.text, self.modality(request.case), targets=allowed.names if allowed.closed else ())
 
-    def _modality(self, case: str) -> str | None:
-        return open_case(self._folder, case).modality()
+    def modality(self, case: str) -> str | None:
+        """The modality of a case, read once."""
+        if case not in self._modalities:
+            self._modalities[case] = open_case(self._folder, case).modality()
+        return self._modalities[case]
 
     def _key(self, request: Request, skills: Sequence[Skill]) -> str:
         said = [self._identity, self._readings, request.case, request.text, [s.id for s in skills], self._truth(request)]

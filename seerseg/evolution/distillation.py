@@ -15,22 +15,11 @@ from dataclasses import dataclass, field, replace
 from seerseg.errors import BankError
 from seerseg.evolution.arena import Outcome
 from seerseg.protocols.base import ABSENT
-from seerseg.skills.base import MAX_FIELD_CHARS, MAX_WORDS, Audit, Skill, check_skill
+from seerseg.skills.base import DEFAULT_TAG, MAX_FIELD_CHARS, MAX_WORDS, TAG_OF_STYLE, Audit, Skill, check_skill
 from seerseg.vocabulary import Vocabulary, words
 
 LONGEST = 4  # words of a telling phrase
 PURE = 0.95
-TAGS = {
-    "ambiguous_abbreviation": "ABBR_DISAMBIGUATE",
-    "abbr_or_short": "ABBR_DISAMBIGUATE",
-    "messy_or_misspelled": "MESSY_INPUT_REPAIR",
-    "out_of_region_reference": "OUT_OF_REGION_REJECT",
-    "clinical_request": "CLINICAL_REQUEST_NORMALIZE",
-    "report_style": "REPORT_STYLE_PARSE",
-    "verbose_request": "VERBOSE_PRUNE",
-    "formal_task": "PROMPT_NORMALIZE",
-}
-"""Request style -> skill tag, as SEER names them; other styles are PROMPT_NORMALIZE."""
 Writer = Callable[[Skill], Skill]
 """Rewrites a candidate's wording (a language model, say); what it returns is checked like any skill."""
 
@@ -96,7 +85,7 @@ def distil(
             continue
         phrase = telling.phrase(one.text, one.truth)
         if phrase:
-            phrases[(TAGS.get(one.style, "PROMPT_NORMALIZE"), one.truth, one.modality or "")][phrase].append(one)
+            phrases[(TAG_OF_STYLE.get(one.style, DEFAULT_TAG), one.truth, one.modality or "")][phrase].append(one)
     made = []
     for (tag, truth, modality), found in sorted(phrases.items()):
         ranked = sorted(found, key=lambda p: (-len(found[p]), p))

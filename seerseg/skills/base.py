@@ -19,6 +19,23 @@ from seerseg.errors import BankError, did_you_mean
 
 Status = Literal["candidate", "accepted", "retired"]
 STATUSES: tuple[Status, ...] = ("candidate", "accepted", "retired")
+TAG_OF_STYLE = {
+    "ambiguous_abbreviation": "ABBR_DISAMBIGUATE",
+    "abbr_or_short": "ABBR_DISAMBIGUATE",
+    "messy_or_misspelled": "MESSY_INPUT_REPAIR",
+    "mixed_case": "MESSY_INPUT_REPAIR",
+    "keyboard_slips": "MESSY_INPUT_REPAIR",
+    "speech_to_text": "MESSY_INPUT_REPAIR",
+    "out_of_region_reference": "OUT_OF_REGION_REJECT",
+    "absent": "OUT_OF_REGION_REJECT",
+    "clinical_request": "CLINICAL_REQUEST_NORMALIZE",
+    "chat": "CLINICAL_REQUEST_NORMALIZE",
+    "report_style": "REPORT_STYLE_PARSE",
+    "order_form": "REPORT_STYLE_PARSE",
+    "verbose_request": "VERBOSE_PRUNE",
+}
+"""Request style -> skill tag: SEER's eight as it names them (arXiv 2603.08215, released code), the others where they belong."""
+DEFAULT_TAG = "PROMPT_NORMALIZE"
 MAX_FIELD_CHARS = 600
 MAX_WORDS = 24
 _TAG = re.compile(r"[A-Z][A-Z0-9_]{1,39}")

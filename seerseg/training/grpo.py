@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 import os
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from seerseg.errors import MissingExtraError, NothingToDoError, UsageError
+from seerseg.errors import NothingToDoError, UsageError
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import Loaded, Source, quiet
@@ -35,7 +34,7 @@ from seerseg.training.guards import GrpoSettings, check_arguments, check_batch, 
 from seerseg.training.rollout import Job, ParaphraseSet, Rollout, Rollouts, StoredScenes, paraphrase_sets
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
-from seerseg.training.sft import Ended, common_arguments, fitting_names, spread
+from seerseg.training.sft import Ended, common_arguments, fitting_names, spread, trl_classes
 from seerseg.training.stability import Scores, flat_groups, group_rewards, spread_of
 from seerseg.training.tuning import load_trainable
 
@@ -250,27 +249,13 @@ class _Ready:
         return getattr(self._processor, name)
 
 
-def _trl() -> tuple[Any, Any]:
-    """TRL's trainer and configuration; importing it takes seconds."""
-    try:
-        import huggingface_hub.constants as hub
-
-        hub.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report each checkpoint
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from trl import GRPOConfig, GRPOTrainer
-    except ImportError as fault:
-        raise MissingExtraError(f"Training by reward needs more packages ({fault}): pip install 'seerseg[train]'.") from fault
-    return GRPOTrainer, GRPOConfig
-
-
 @cache
 def _classes() -> tuple[Any, Any]:
     """The trainer's class and TRL's configuration class."""
     import torch
     from accelerate.utils import gather
 
-    base, config = _trl()
+    base, config = trl_classes("GRPOTrainer", "GRPOConfig")
 
     class PolicyTrainer(_Steps, base):  # type: ignore[misc, valid-type]
         """GRPO over dialogues."""

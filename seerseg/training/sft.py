@@ -54,7 +54,7 @@ def train_sft(
 
     segmenter: draws the answers of validation, None to validate by the loss alone. TrainingError, OutputError: see `in_words`.
     """
-    trainer_class, config_class = _trl()
+    trainer_class, config_class = trl_classes("SFTTrainer", "SFTConfig")
     outside, parts = outside or Outside(), PartTimer()
     for reason, count in samples.left_out.items():
         outside.say(f"Left out, {count} traces: {reason}")
@@ -246,17 +246,19 @@ def _table(numbers: Sequence[int]) -> Any:
     return Dataset.from_dict({"sample": list(numbers), "images": [""] * len(numbers)})
 
 
-def _trl() -> tuple[Any, Any]:
+def trl_classes(*names: str) -> tuple[Any, ...]:
+    """Classes of TRL by name, its telemetry off; importing it takes seconds. MissingExtraError where it is not installed."""
     try:
         import huggingface_hub.constants as hub
 
         hub.HF_HUB_DISABLE_TELEMETRY = True  # TRL would report each checkpoint
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from trl import SFTConfig, SFTTrainer
+            import trl
+
+            return tuple(getattr(trl, name) for name in names)
     except ImportError as fault:
         raise MissingExtraError(f"Training needs more packages ({fault}): pip install 'seerseg[train]'.") from fault
-    return SFTTrainer, SFTConfig
 
 
 def prepare(trainer: Any) -> None:

@@ -5,58 +5,62 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from seerseg.skills.base import DEFAULT_TAG, TAG_OF_STYLE
+
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
 class Style:
-    """A way of asking. skill_tag: SEER's tag of what it takes to read it; families: the sentences it is put into; seer: whether it
+    """A way of asking. families: the sentences it is put into; seer: whether it
     is one of SEER's eight; absent: whether its target is never in the scan."""
 
     name: str
-    skill_tag: str
     families: tuple[str, ...]
     about: str
     seer: bool = False
     absent: bool = False
+
+    @property
+    def skill_tag(self) -> str:
+        """The tag of what it takes to read it."""
+        return TAG_OF_STYLE.get(self.name, DEFAULT_TAG)
 
 
 _PLAIN = ("clinical", "casual", "formal", "order", "report", "chat")
 STYLES: dict[str, Style] = {
     style.name: style
     for style in (
-        Style("label_prompt", "PROMPT_NORMALIZE", (), "the canonical name itself"),
-        Style("clinical_request", "CLINICAL_REQUEST_NORMALIZE", ("clinical",), "how a colleague asks", True),
-        Style("abbr_or_short", "ABBR_DISAMBIGUATE", ("terse",), "an abbreviation or a clipped name", True),
-        Style("messy_or_misspelled", "MESSY_INPUT_REPAIR", ("casual", "terse"), "typed in haste, a slip or two", True),
-        Style("verbose_request", "VERBOSE_PRUNE", ("verbose",), "a letter with much beside the point", True),
-        Style("report_style", "REPORT_STYLE_PARSE", ("report",), "a line of a report or a note", True),
-        Style("formal_task", "PROMPT_NORMALIZE", ("formal",), "a task as a protocol states it", True),
+        Style("label_prompt", (), "the canonical name itself"),
+        Style("clinical_request", ("clinical",), "how a colleague asks", True),
+        Style("abbr_or_short", ("terse",), "an abbreviation or a clipped name", True),
+        Style("messy_or_misspelled", ("casual", "terse"), "typed in haste, a slip or two", True),
+        Style("verbose_request", ("verbose",), "a letter with much beside the point", True),
+        Style("report_style", ("report",), "a line of a report or a note", True),
+        Style("formal_task", ("formal",), "a task as a protocol states it", True),
         Style(
             "ambiguous_abbreviation",
-            "ABBR_DISAMBIGUATE",
             ("terse", "casual", "clinical"),
             "an abbreviation that means other things elsewhere, one thing in this scan",
             True,
         ),
-        Style("implicit", "PROMPT_NORMALIZE", ("implicit", "clinical", "casual"), "by what it does or is like, not by its name"),
-        Style("relational", "PROMPT_NORMALIZE", ("clinical", "casual", "formal", "chat"), "by where it lies beside something else"),
-        Style("negated", "PROMPT_NORMALIZE", ("clinical", "casual", "formal", "chat"), "by what it is not"),
-        Style("mixed_case", "MESSY_INPUT_REPAIR", ("clinical", "casual", "formal"), "odd capitals and punctuation"),
-        Style("keyboard_slips", "MESSY_INPUT_REPAIR", ("casual", "clinical", "terse"), "several slips of the keyboard"),
-        Style("speech_to_text", "MESSY_INPUT_REPAIR", ("speech",), "dictated, as the recogniser heard it"),
-        Style("chat", "CLINICAL_REQUEST_NORMALIZE", ("chat",), "a message to a colleague"),
-        Style("order_form", "REPORT_STYLE_PARSE", ("order",), "an entry of an order form"),
+        Style("implicit", ("implicit", "clinical", "casual"), "by what it does or is like, not by its name"),
+        Style("relational", ("clinical", "casual", "formal", "chat"), "by where it lies beside something else"),
+        Style("negated", ("clinical", "casual", "formal", "chat"), "by what it is not"),
+        Style("mixed_case", ("clinical", "casual", "formal"), "odd capitals and punctuation"),
+        Style("keyboard_slips", ("casual", "clinical", "terse"), "several slips of the keyboard"),
+        Style("speech_to_text", ("speech",), "dictated, as the recogniser heard it"),
+        Style("chat", ("chat",), "a message to a colleague"),
+        Style("order_form", ("order",), "an entry of an order form"),
         Style(
             "out_of_region_reference",
-            "OUT_OF_REGION_REJECT",
             (*_PLAIN, "terse"),
             "a structure of another part of the body",
             True,
             True,
         ),
-        Style("absent", "OUT_OF_REGION_REJECT", (*_PLAIN, "terse"), "a structure that this scan could show and does not", False, True),
+        Style("absent", (*_PLAIN, "terse"), "a structure that this scan could show and does not", False, True),
     )
 }
 PARAPHRASE_STYLES: tuple[str, ...] = tuple(name for name, style in STYLES.items() if not style.absent)
