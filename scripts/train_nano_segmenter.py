@@ -26,7 +26,7 @@ import sys
 import tarfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -896,11 +896,7 @@ def train(args: argparse.Namespace) -> None:
     naming = nn.Linear(network.config.text_width + SIDES, len(CANONICAL) + 1)
     average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     parameters = [*network.parameters(), *naming.parameters()]
-    slow = [*network.text.parameters(), *naming.parameters()]
-    queries = [p for part in (network.query, network.offset, network.place, network.scene, network.seen) for p in part.parameters()]
-    others = [*network.image.parameters(), *network.presence.parameters()]
-    groups = [{"params": others, "share": 1.0}, {"params": queries, "share": 0.15}, {"params": slow, "share": 0.1}]
-    optimizer = torch.optim.AdamW(groups, lr=args.lr, weight_decay=1e-2, betas=(0.9, 0.98))
+    optimizer = _optimizer(network, naming, args.lr)
     step, spent, best, skipped, rng = 0, 0.0, -1.0, 0, random.Random(args.seed)
     begin = out / "last.pt" if (out / "last.pt").exists() else args.start
     if begin is not None:
@@ -914,15 +910,7 @@ def train(args: argparse.Namespace) -> None:
         average, step, spent, best = state["average"], state["step"], state["spent"], state["best"]
         say(f"continue from step {step}, {spent / 60:.1f} min")
     else:
-        pretraining = torch.optim.AdamW([*network.text.parameters(), *naming.parameters()], lr=3e-3, weight_decay=1e-2)
-        for i in range(args.text_steps):
-            texts, classes = text_batch(128, rng)
-            loss = F.cross_entropy(naming(network.text(texts)), classes)
-            pretraining.zero_grad()
-            loss.backward()
-            pretraining.step()
-            if i % 100 == 0 or i == args.text_steps - 1:
-                say(f"text {i}: {loss.item():.3f}")
+        _pretrain_text(network, naming, args.text_steps, rng, say)
         average = {k: v.detach().clone() for k, v in network.state_dict().items()}
     stream = iter(
         DataLoader(
@@ -987,6 +975,28 @@ def train(args: argparse.Namespace) -> None:
     if scores["score"] > best:
         _save(out / "best.pt", {"network": average, "config": network.config.to_json(), "step": step, "spent": spent, "scores": scores})
     _save(out / "last.pt", _state(network, naming, optimizer, average, step, spent, max(best, scores["score"])))
+
+
+def _optimizer(network: NanoNetwork, naming: nn.Linear, rate: float) -> torch.optim.Optimizer:
+    """AdamW; text and queries learn slowly: at the full rate they drift before the image features mean anything."""
+    slow = [*network.text.parameters(), *naming.parameters()]
+    queries = [p for part in (network.query, network.offset, network.place, network.scene, network.seen) for p in part.parameters()]
+    others = [*network.image.parameters(), *network.presence.parameters()]
+    groups = [{"params": others, "share": 1.0}, {"params": queries, "share": 0.15}, {"params": slow, "share": 0.1}]
+    return torch.optim.AdamW(groups, lr=rate, weight_decay=1e-2, betas=(0.9, 0.98))
+
+
+def _pretrain_text(network: NanoNetwork, naming: nn.Linear, steps: int, rng: random.Random, say: Callable[[str], None]) -> None:
+    """The text encoder alone: a surface form -> its canonical name."""
+    optimizer = torch.optim.AdamW([*network.text.parameters(), *naming.parameters()], lr=3e-3, weight_decay=1e-2)
+    for i in range(steps):
+        texts, classes = text_batch(128, rng)
+        loss = F.cross_entropy(naming(network.text(texts)), classes)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if i % 100 == 0 or i == steps - 1:
+            say(f"text {i}: {loss.item():.3f}")
 
 
 def _state(
