@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
     "errors paths volume vocabulary dataset views planning store prompts segmenters skills protocols reasoners episode metrics "
-    "consensus rewards model training evolution prediction evaluation report slurm cli"
+    "consensus rewards model training evolution prediction evaluation report exchange challenge slurm cli"
 ).split()
 HEAVY = (
     "torch",
