@@ -3,7 +3,8 @@
 On disk a trained one is a folder with `manifest.json` (schema 1):
 
     {"schema": 1, "protocol": "seer", "dataset": "Dataset004_Hippocampus" | null, "fold": 0 | null,
-     "reasoner": "lexicon" | folder name inside this folder | hub id, "segmenter": "nano" | ...,
+     "reasoner": "lexicon" | folder name inside this folder | hub id | "nano:" and a folder name inside this folder,
+     "segmenter": "nano" | ...,
      "segmenter_identity": "..." | null, "views": {...} | null, "targets": ["...", ...], "closed": true | false,
      "label_values": {"anterior hippocampus": [1], ...} | null, "bank": "frozen" | "none",
      "descriptions": {"anterior hippocampus": {"canonical": ..., "synonyms": [...], "region": ..., "laterality": ...}} | null}
@@ -37,6 +38,8 @@ from seerseg.vocabulary import LabelDescription
 MANIFEST = "manifest.json"
 MANIFEST_SCHEMA = 1
 BANK = "bank"
+BASE = "base"
+"""Where the models that are used as they are may lie inside a model folder: base/reasoner, base/segmenter."""
 DEFAULT_REASONER = "lexicon"
 DEFAULT_SEGMENTER = "nano"
 DEFAULT_PROTOCOL = "seer"
@@ -209,8 +212,12 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write `manifest.json`; parts that lie inside the folder are named relative to it."""
 
     def name(part: str) -> str:
-        path = Path(part)
-        return path.relative_to(folder).as_posix() if path.is_absolute() and path.is_relative_to(folder) else part
+        kind, colon, source = part.partition(":")
+        path = Path(source if colon else part)
+        for root in (folder, folder.resolve()):
+            if path.is_absolute() and path.is_relative_to(root):
+                return (kind + colon if colon else "") + path.relative_to(root).as_posix()
+        return part
 
     write_json(
         folder / MANIFEST,
@@ -233,11 +240,16 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
 
 
 def _inside(folder: Path, part: Any) -> str:
-    """A part of the manifest: a path when the folder holds it, else a name; nothing may point out of the folder."""
+    """A part of the manifest: a path (after "NAME:", if it has that) when the folder holds it, else a name; nothing may point out of
+    the folder. What should lie in `base/` is a path also when it is not there, so that it is looked for nowhere else."""
     text = str(part)
-    if ".." in Path(text).parts:
+    kind, colon, source = text.partition(":")
+    if ".." in Path(text).parts or ".." in Path(source).parts:
         raise ModelError(f"{folder / MANIFEST} names {text!r}, which points out of the model folder.")
-    return str(folder / text) if (folder / text).exists() else text
+    if (folder / text).exists():
+        return str(folder / text)
+    own = colon and not Path(source).is_absolute() and ((folder / source).exists() or source.startswith(f"{BASE}/"))
+    return f"{kind}:{folder / source}" if own else str(folder / text) if text.startswith(f"{BASE}/") else text
 
 
 def run_name(plans: str, protocol: str, reasoner: str, segmenter: str) -> str:

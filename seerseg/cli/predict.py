@@ -116,6 +116,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
     if given["dataset"]:
         hints = {part: given[part] for part in ("protocol", "reasoner", "segmenter")}
         folder = find_run(results_folder(given["results_folder"]), given["dataset"], given["fold"] or 0, plans=given["plans"], hints=hints)
+        given |= dict.fromkeys(hints)  # they chose among trained models; none of its parts is replaced by an untrained one of that name
     elif given["fold"] is not None or given["plans"]:
         raise UsageError("-f and -p choose among the trained models of a dataset; name it with -d.")
     return Predictor(

@@ -189,7 +189,8 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
     if job.rank:
         return
     if ended.best is not None:
-        export(job.run, ended.best, job.source, job.ground, segmenter=job.segmenter, segmenter_identity=segmenter.card.identity)
+        names = {"reasoner": job.reasoner, "segmenter": job.segmenter, "segmenter_identity": segmenter.card.identity}
+        export(job.run, ended.best, job.source, job.ground, **names)
     step = f"step {ended.step} of {settings.steps}"
     if ended.how == "signal":
         raise InterruptedRunError(f"Stopped by {stop.received or 'a signal'} at {step}; everything is saved. Run the same command with -c.")

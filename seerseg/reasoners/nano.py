@@ -23,10 +23,11 @@ from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import ReasonerCard
 from seerseg.reasoners.decoding import Decoding, Encoded
 from seerseg.reasoners.vlm import VlmReasoner
+from seerseg.reasoners.vlm_loading import SHIPPED as SHIPPED_MODELS
 from seerseg.reasoners.vlm_loading import find
 from seerseg.reasoners.vlm_loading import load as load_model
 
-SHIPPED = Path(__file__).resolve().parents[1] / "weights" / "nano_reasoner"
+SHIPPED = SHIPPED_MODELS["nano"]
 LICENCE = "CC-BY-SA-4.0"
 MARGIN = 1.0
 """Nats by which a reply with a listed name may be less likely than the one with another name; set on validation language."""

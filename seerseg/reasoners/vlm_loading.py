@@ -23,6 +23,8 @@ from seerseg.reasoners.torchvision_state import BROKEN_ADVICE, torchvision_state
 
 BASE_FILE = "seerseg_base.json"
 """Beside a trained adapter: name and identity of the base it was trained on."""
+SHIPPED = {"nano": Path(__file__).resolve().parents[1] / "weights" / "nano_reasoner"}
+"""Models that come with the package, by the name that adapters call them by: their folder is elsewhere on every machine."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _BLOCK, _BLOCKS = 65536, 64
@@ -82,6 +84,8 @@ def find(source: str | Path, *, offline: bool, base: str | Path | None = None) -
         return Source(folder / "base", folder, str(source))
     if not named:
         raise ModelError(f"{folder}/adapter_config.json does not name its base model; put that model into {folder}/base.")
+    if base is None and named in SHIPPED:
+        return Source(SHIPPED[named], folder, str(source))
     beside = folder / str(named)
     chosen = beside if base is None and not Path(str(named)).is_absolute() and beside.is_dir() else named
     try:
@@ -123,7 +127,7 @@ def load(source: Source, *, device: str, dtype: str | None, merge: bool = True) 
     with quiet():
         model = _model(source.folder, device, dtype)
         if source.adapter is not None:
-            model = _adapted(model, source.adapter, merge=merge)
+            model = _adapted(model, source.adapter, source.folder, merge=merge)
         own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
         processor = load_processor(source.adapter if own and source.adapter is not None else source.folder, source.folder)
     model.requires_grad_(False)
@@ -183,7 +187,7 @@ def _model(folder: Path, device: str, dtype: str | None) -> Any:
     return model
 
 
-def _adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
+def _adapted(model: Any, adapter: Path, base: Path, *, merge: bool) -> Any:
     try:
         from peft import PeftModel
     except ImportError as fault:
@@ -206,6 +210,8 @@ def _adapted(model: Any, adapter: Path, *, merge: bool) -> Any:
     placed = {name.replace(".default", "") for name in made.state_dict() if "lora" in name or "modules_to_save" in name}
     if stored and not stored & placed:
         raise WeightsError(f"The adapter in {adapter} has no weight that fits the model it is put on; another base model was meant.")
+    for config in made.peft_config.values():  # where it lies here: peft asks the hub about other names when it saves
+        config.base_model_name_or_path = str(base)
     return made.merge_and_unload() if merge else made
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from seerseg.errors import MissingExtraError, ModelError, UsageError, WeightsError
 from seerseg.model import ModelSpec, write_spec
 from seerseg.paths import read_json, write_json
-from seerseg.reasoners.vlm_loading import BASE_FILE, Loaded, Source, find, identity, load, weights_identity
+from seerseg.reasoners.vlm_loading import BASE_FILE, SHIPPED, Loaded, Source, find, identity, load, weights_identity
 from seerseg.training.data import Ground
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
@@ -54,12 +54,12 @@ class Shape:
 
 
 def source_of(name: str, *, offline: bool = True) -> Source:
-    """The files of the reasoner called so: a folder, a hub id, vlm:FOLDER, or a shipped vision-language model.
+    """The files of the reasoner called so: a folder, a hub id, vlm:FOLDER, a shipped vision-language model, or nano:FOLDER.
 
     UsageError for a reasoner that cannot learn (rules, doubles), ModelError for a folder that is no image-text-to-text model.
     """
     given = name.removeprefix("vlm:")
-    if Path(given).expanduser().exists() or "/" in given:
+    if Path(given).expanduser().exists() or ("/" in given and not opened_by(name)):
         source = find(given, offline=offline)
     else:
         from seerseg.reasoners import load_reasoner
@@ -74,6 +74,14 @@ def source_of(name: str, *, offline: bool = True) -> Source:
         source = made.loaded.source
     check_kind(source.folder)
     return source
+
+
+def opened_by(name: str) -> str:
+    """ "nano:" for a reasoner called nano or nano:FOLDER, whose class does more than reply; "" for the plain `vlm`."""
+    from seerseg.reasoners import available_reasoners
+
+    kind = name.partition(":")[0].strip().casefold()
+    return f"{kind}:" if kind in available_reasoners() and kind != "vlm" else ""
 
 
 def check_kind(folder: Path) -> None:
@@ -150,10 +158,18 @@ def is_vision(name: str) -> bool:
 
 
 def export(
-    run: RunFolder, checkpoint: Checkpoint, source: Source, ground: Ground, *, segmenter: str, segmenter_identity: str | None
+    run: RunFolder,
+    checkpoint: Checkpoint,
+    source: Source,
+    ground: Ground,
+    *,
+    segmenter: str,
+    segmenter_identity: str | None,
+    reasoner: str = "",
 ) -> None:
     """Make the run's fold folder a model: weights of a checkpoint with tokenizer and processor of the base, plans, manifest.
 
+    reasoner: as it was named for training; what was trained from nano is opened as nano again.
     Files are linked where the file system allows, so this takes no time and no space. ModelError when the checkpoint holds no weights
     in one piece (sharded ones of FSDP).
     """
@@ -174,15 +190,14 @@ def export(
             if path.is_file() and (own or (about and not path.name.endswith("safetensors.index.json")) or _index(path, checkpoint.path)):
                 if not (adapter and path.name == "config.json"):
                     _put(path, fresh / path.name)
-    if adapter:
-        _name_base(fresh, source)
+    _name_base(fresh, source, run, adapter=adapter)
     shutil.rmtree(run.model, ignore_errors=True)
     fresh.rename(run.model)
     write_json(run.root / "plans.json", ground.plans.to_json())
     write_spec(
         run.root,
         ModelSpec(
-            reasoner=str(run.model.resolve()),
+            reasoner=opened_by(reasoner) + str(run.model.resolve()),
             segmenter=segmenter,
             segmenter_identity=segmenter_identity,
             protocol=ground.protocol.name,
@@ -293,14 +308,28 @@ def _put(path: Path, target: Path) -> None:
         shutil.copyfile(path, target)
 
 
-def _name_base(folder: Path, source: Source) -> None:
-    """Have an adapter name its base as the user named it, and the base's digest."""
-    before = source.adapter / BASE_FILE if source.adapter is not None else None
-    if before is not None and before.is_file():
-        named = str(read_json(before, ModelError, 1)["name"])
+def _name_base(folder: Path, source: Source, run: RunFolder, *, adapter: bool) -> None:
+    """Have a trained model name what it was trained from, and that base's digest; an adapter says so to peft, too.
+
+    The name must mean the same on another machine: of a shipped model its name, of an earlier stage of this run the way there.
+    """
+    before = (source.adapter or source.folder) / BASE_FILE
+    if before.is_file() and (source.adapter is not None or not adapter):
+        named, digest = (str(read_json(before, ModelError, 1)[key]) for key in ("name", "identity"))
     else:
-        named = source.name if not Path(source.name).expanduser().exists() else str(source.folder.resolve())
-    path = folder / "adapter_config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    write_json(path, {**config, "base_model_name_or_path": named})
-    write_json(folder / BASE_FILE, {"schema": 1, "name": named, "identity": weights_identity(source.folder)})
+        named, digest = _portable(source, run), weights_identity(source.folder)
+    if adapter:
+        path = folder / "adapter_config.json"
+        config = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**config, "base_model_name_or_path": named})
+    write_json(folder / BASE_FILE, {"schema": 1, "name": named, "identity": digest})
+
+
+def _portable(source: Source, run: RunFolder) -> str:
+    place = source.folder.resolve()
+    shipped = next((name for name, path in SHIPPED.items() if path.resolve() == place), None)
+    if shipped is not None:
+        return shipped
+    if place.is_relative_to(run.root.resolve()):
+        return Path(os.path.relpath(place, run.model.resolve())).as_posix()
+    return str(place) if Path(source.name).expanduser().exists() else source.name
