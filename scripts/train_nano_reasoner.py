@@ -41,11 +41,12 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 from seerseg.protocols.base import ABSENT  # noqa: E402
-from seerseg.protocols.messages import Message  # noqa: E402
+from seerseg.protocols.messages import Message, TextPart  # noqa: E402
 from seerseg.protocols.seer import SYSTEM, SeerProtocol, inert, normalise_name  # noqa: E402
 from seerseg.reasoners.decoding import Decoding  # noqa: E402
 from seerseg.reasoners.vlm import VlmReasoner  # noqa: E402
 from seerseg.reasoners.vlm_loading import Loaded, Source, load_processor  # noqa: E402
+from seerseg.skills.base import DEFAULT_TAG, TAG_OF_STYLE, Skill  # noqa: E402
 from seerseg.views import CaseViews, PixelMap, View, ViewSpec  # noqa: E402
 from seerseg.vocabulary import Entry, Vocabulary  # noqa: E402
 from seerseg.volume import Grid  # noqa: E402
@@ -305,6 +306,7 @@ class Sample:
     reply: str
     answer: str
     style: str
+    skills: tuple[Skill, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,10 +320,13 @@ class Group:
     kind: str
 
 
-KINDS = {"hippocampus": 0.28, "full": 0.14, "scan": 0.26, "any": 0.22, "open": 0.06, "made_up": 0.04}
+KINDS = {"hippocampus": 0.34, "full": 0.12, "scan": 0.24, "any": 0.22, "open": 0.04, "made_up": 0.04}
 FIRST_KINDS = {"hippocampus": 0.10, "full": 0.02, "scan": 0.26, "any": 0.26, "open": 0.06, "made_up": 0.30}
 FIRST_STYLES = ("label_prompt", "abbr_or_short", "messy_or_misspelled", "clinical_request", "formal_task")
 """What groups are drawn from; at first short requests and names that can only be copied."""
+SKILLED = 0.15
+"""Share of requests that come with skills, and of these the shares with the fitting one and with a word that only a skill explains."""
+FITTING, ONLY_SKILL = 0.65, 0.3
 _NONSENSE = (
     "hello", "thanks", "table", "banana", "river", "car keys", "the dog", "coffee", "my appointment", "invoice", "window", "shoe",
     "bicycle", "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz",
@@ -355,7 +360,9 @@ class Maker:
         self._kept: list[tuple[str, ...]] = []
         self._kept_scans: list[tuple[Picture, tuple[str, ...]]] = []
         self._entries: dict[str, Entry] = {}
+        self._sibling_names: dict[str, tuple[str, ...]] = {}
         self._known_words: frozenset[str] | None = None
+        self.skilled = SKILLED
 
     @property
     def styles(self) -> tuple[str, ...]:
@@ -376,7 +383,7 @@ class Maker:
         modality = picture.modality if picture else rng.choice(("CT", "MR", "MR", None))
         if modality is not None and rng.random() < 0.05:
             modality = None
-        number = 24 if kind == "full" else 14
+        number = 24 if kind == "full" else 18
         samples = [s for s in (self._sample(rng, picture, modality, names) for _ in range(number)) if s is not None]
         return Group(picture, modality, names, tuple(samples), kind)
 
@@ -446,7 +453,7 @@ class Maker:
         drawn = rng.random()
         if drawn < 0.03:
             text = rng.choice(_NONSENSE) if rng.random() < 0.6 else " ".join(rng.sample(_NONSENSE, 2))
-            return self._made(text, "", "", picture, modality, ABSENT, "names no structure", "nonsense")
+            return self._made(rng, text, "", "", picture, modality, ABSENT, "names no structure", "nonsense")
         listed = names or self._open_names(rng, picture)
         in_sight = [n for n in listed if picture is None or picture.shows(self.entry(n), n)]
         out_of_sight = [n for n in listed if n not in in_sight]
@@ -492,7 +499,7 @@ class Maker:
             style = rng.choice(styles)
             made = write_request(name, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
             if made is not None and len(made.text) < 280:
-                return self._made(made.text, made.surface, name, picture, modality, answer, why, style)
+                return self._made(rng, made.text, made.surface, name, picture, modality, answer, why, style)
         return None
 
     def _share_known_words(self, context: Any) -> None:
@@ -514,17 +521,72 @@ class Maker:
             other = rng.choice(self.core)
             made = write_request(other, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
             if made is not None and made.surface in made.text and len(made.text) < 280:
-                return self._made(made.text.replace(made.surface, name), "", name, None, modality, name, "", style)
+                return self._made(rng, made.text.replace(made.surface, name), "", name, None, modality, name, "", style)
         return None
 
     def _made(
-        self, text: str, surface: str, name: str, picture: Picture | None, modality: str | None, answer: str, why: str, style: str
+        self, rng: random.Random, text: str, surface: str, name: str, picture: Picture | None, modality: str | None, answer: str, why: str, style: str
     ) -> Sample:
         evidence = f"{modality or 'scan'} of the {picture.said}" if picture else f"{modality} scan" if modality else "scan"
         if not name:
             return Sample(text, reply_of(evidence, why, answer), answer, style)
+        shown: tuple[Skill, ...] = ()
+        named = ""
+        if not self.first and surface and rng.random() < self.skilled:
+            if answer != ABSENT and text.count(surface) == 1 and rng.random() < ONLY_SKILL:
+                word = _nonsense_name(rng)
+                text, surface = text.replace(surface, word), word
+                shown, named = self._skills(rng, surface, name, answer, style, modality, fitting=True)
+            else:
+                shown, named = self._skills(rng, surface, name, answer, style, modality, fitting=rng.random() < FITTING)
         means = f"{surface}: {name}" if surface and normalise_name(surface) != normalise_name(name) and len(surface.split()) <= 5 else name
-        return Sample(text, reply_of(evidence, f"{means}, {why}" if why else means, answer), answer, style)
+        return Sample(text, reply_of(evidence, named + (f"{means}, {why}" if why else means), answer), answer, style, shown)
+
+    def _skills(
+        self, rng: random.Random, surface: str, name: str, answer: str, style: str, modality: str | None, *, fitting: bool
+    ) -> tuple[tuple[Skill, ...], str]:
+        """Skills as SEER-Loop writes them: the one for `surface` when `fitting`, and others that are for other words, mostly of
+        relatives of the structure; what the rationale says of the one that is used."""
+        own = self.entry(name)
+        kin = [n for n in (own.twin, own.part_of, *own.members, *self._siblings(own)) if n and n != own.name]
+        made = []
+        for _ in range(rng.choice((0, 1, 1, 2)) if fitting else rng.choice((1, 1, 2))):
+            other = self.entry(rng.choice(kin) if kin and rng.random() < 0.6 else rng.choice(self.core))
+            texts = [t for t in other.texts(splits=("train",)) if t.casefold() not in text_key(surface)]
+            if texts and other.name != own.name:
+                words = tuple(rng.sample(texts, min(len(texts), rng.randint(1, 3))))
+                made.append(_skill(rng, words, other.name, modality))
+        if not fitting:
+            return tuple(made), ""
+        words = [surface, *rng.sample([t for t in own.texts(splits=("train",)) if t != surface], min(2, len(own.texts(splits=("train",))) - 1))]
+        rng.shuffle(words)
+        made.append(_skill(rng, tuple(words), answer, modality, style))
+        rng.shuffle(made)
+        place = next(i for i, s in enumerate(made, start=1) if surface in s.words)
+        return tuple(made), f"[{place}] "
+
+    def _siblings(self, entry: Entry) -> tuple[str, ...]:
+        if entry.name not in self._sibling_names:
+            same = tuple(e.name for e in self.vocabulary if entry.part_of and e.part_of == entry.part_of and e.name != entry.name)
+            self._sibling_names[entry.name] = same
+        return self._sibling_names[entry.name]
+
+
+def text_key(surface: str) -> tuple[str, ...]:
+    """What no other skill of a request may be for."""
+    return (surface.casefold(),)
+
+
+def _nonsense_name(rng: random.Random) -> str:
+    """A word that no vocabulary holds."""
+    return "".join(rng.choice("bcdfgklmnprstvz") + rng.choice("aeiou") for _ in range(rng.randint(2, 3))) + rng.choice(("", "n", "s", "m"))
+
+
+def _skill(rng: random.Random, words: tuple[str, ...], answer: str, modality: str | None, style: str | None = None) -> Skill:
+    tag = TAG_OF_STYLE.get(style, DEFAULT_TAG) if style else rng.choice((*sorted(set(TAG_OF_STYLE.values())), DEFAULT_TAG))
+    listed = ", ".join(f"'{w}'" for w in words)
+    where = f" on {modality}" if modality and rng.random() < 0.7 else ""
+    return Skill("", tag, f"the request says {listed}{where}", f"answer {answer}", words=words)
 
 
 # ------------------------------------------------------------------------------------------------------------------ validation
@@ -684,13 +746,14 @@ class Encoder:
         self.reasoner, self.tokeniser, self.dropout = reasoner, reasoner.tokenizer, dropout
         self.raw = self.tokeniser.backend_tokenizer
         self._end = self._ids("</raw_prompt><|im_end|>\n<|im_start|>assistant\n")
+        self._nothing = as_views(None, None)
 
     def prefix(self, group: Group) -> tuple[list[int], dict[str, Any]]:
         """Ids up to the request, and the image tensors."""
         views = as_views(group.picture, group.modality)
         dialogue: list[Message] = PROTOCOL.opening(views, "?", (), group.names)
         text = self.reasoner.chat(dialogue)
-        text = text[: text.rindex("<raw_prompt>") + len("<raw_prompt>")]
+        text = text[: text.rindex("<raw_prompt>")]
         encoded = self.reasoner._encode([text], [image for message in dialogue for image in message.images])
         return encoded["input_ids"][0].tolist(), {k: v for k, v in encoded.items() if k not in ("input_ids", "attention_mask")}
 
@@ -700,12 +763,17 @@ class Encoder:
         marks: list[bool] = []
         for sample in group.samples:
             self.raw.model.dropout = self.dropout if rng.random() < 0.6 else None
-            asked = self._ids(inert(sample.text))
+            asked = self._ids(self._asked(sample))
             self.raw.model.dropout = None
             said = self._ids(sample.reply + "<|im_end|>")
             rows.append([*asked, *self._end, *said])
             marks += [False] * (len(asked) + len(self._end) - 1) + [True] * len(said) + [False]
         return rows, torch.tensor(marks)
+
+    def _asked(self, sample: Sample) -> str:
+        """The skills, where there are any, and the request, as the protocol words them."""
+        said = PROTOCOL.opening(self._nothing, sample.text, sample.skills, ())[-1].parts
+        return "".join(part.text for part in said[1:] if isinstance(part, TextPart)).removesuffix("</raw_prompt>")
 
     def _ids(self, text: str) -> list[int]:
         return list(self.raw.encode(text, add_special_tokens=False).ids)

@@ -24,6 +24,8 @@ _TAG_WORDS = (
     ("CLINICAL_REQUEST_NORMALIZE", "clinic order"),
     ("VERBOSE_PRUNE", "verbose chat letter"),
 )
+BRIEF_WORDS = 5
+"""Of a request that a brief rationale repeats."""
 _SPELT = re.compile(r"Spelling repaired: ([^.]*)\.\s*")
 _MEANS = re.compile(r"'([^']*)' means ([^.]*)\.\s*")
 
@@ -65,6 +67,19 @@ def rationale(
     if note is not None:
         return _told(request, answer, note), True
     return _read(request, answer, names, modality)
+
+
+def brief_rationale(answer: str, names: Sequence[str], note: Mapping[str, Any] | None = None) -> str:
+    """The words that name the structure and what they mean, as the nano reasoner is taught: "pes hippocampi: anterior hippocampus"; for what
+    is absent also why. names: those that may be answered. Without `note` (see `provenance`) only the answer."""
+    asked, surface = ("", "") if note is None else (str(note["asked"]), "" if note.get("writer") else str(note.get("surface", "")))
+    if not asked:
+        return answer if answer != ABSENT else "not in this scan"
+    shown = surface and surface.casefold() != asked.casefold() and len(surface.split()) <= BRIEF_WORDS
+    means = f"{surface}: {asked}" if shown else asked
+    if answer != ABSENT:
+        return means
+    return f"{means}, {'not in this scan' if asked.casefold() in {n.casefold() for n in names} else 'not among the names'}"
 
 
 def _told(request: Request, answer: str, note: Mapping[str, Any]) -> str:

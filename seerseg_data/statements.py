@@ -67,6 +67,11 @@ def scene_sentences(scene: Scene, rng: random.Random, detail: Detail = "short") 
     return f"{first} " + (f"The scan shows {listed}." if names else "None of the structures that were looked for is in it.")
 
 
+def brief_sentence(modality: str | None, regions: Sequence[str]) -> str:
+    """What scan it is, and nothing of a target."""
+    return _scan(modality, regions)
+
+
 def _scan(modality: str | None, regions: Sequence[str]) -> str:
     named = {"CT": "CT", "MR": "MR", "PET": "PET", "US": "ultrasound", "XR": "radiograph"}.get(modality or "", modality or "scan")
     if not regions or len(regions) > 3:

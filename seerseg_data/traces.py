@@ -35,11 +35,12 @@ from seerseg.store import StoredCase, open_case
 from seerseg.views import ViewSpec
 from seerseg.vocabulary import Vocabulary
 from seerseg_data.evidence import Detail, Evidence, Scene, measure, scene_sentences, sentences, survey
-from seerseg_data.rationales import provenance, rationale, skill_tag
+from seerseg_data.rationales import brief_rationale, provenance, rationale, skill_tag
+from seerseg_data.statements import brief_sentence
 from seerseg_data.trajectories import Expert, Trajectory, deepest, demonstrate
 
 Bool = NDArray[np.bool_]
-VERSION = 1
+VERSION = 2
 """Changes whenever traces do."""
 FILE = "traces.jsonl"
 CASES = "traces"
@@ -344,8 +345,9 @@ def case_rows(job: Job, case: StoredCase) -> tuple[list[TraceRow], dict[str, int
         tag = "OUT_OF_REGION_REJECT" if found is None else skill_tag(request.style)
         said = scene_sentences(scene, rng, job.settings.detail) if found is None else sentences(found.evidence, rng, job.settings.detail)
         turns = found.turns[number % len(found.turns)] if found is not None and found.turns else ()
+        brief = (brief_sentence(scene.volume.modality, scene.regions), brief_rationale(answer, names, job.notes.get(request.id)))
         how = how if job.settings.detail == "short" else f"{tag}: {how}"
-        trace = Trace(said, how, answer, tag, () if found is None else found.slices, turns)
+        trace = Trace(said, how, answer, tag, () if found is None else found.slices, turns, brief)
         kept = None if found is None else target
         rows.append(TraceRow(request.id, job.id, request.text, kept, request.style, request.language_split, trace, source))
         counts.update(rows=1, absent=found is None, unread=not read, unseen=found is not None and not found.evidence.shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +13,12 @@ from seerseg.cli.options import command, device_option, folder_options, json_opt
 
 if TYPE_CHECKING:
     from seerseg.reasoners.vlm_loading import Source
+    from seerseg.rewards import RewardConfig
+    from seerseg.skills.fence import LiveBank
+    from seerseg.skills.retrieval import FrozenBank
     from seerseg.training.callbacks import Outside
     from seerseg.training.data import Ground
+    from seerseg.training.lessons import Lessons
     from seerseg.training.memory import Estimate
     from seerseg.training.runs import Checkpoint, RunFolder
     from seerseg.training.settings import TrainSettings
@@ -43,6 +47,8 @@ _EDITS = {  # option -> plan value; {stage} is filled in
 @option("--reasoner", metavar="NAME", help="Vision-language model: name, folder or hub id. Default: nano.")
 @option("--segmenter", default="nano", metavar="NAME", help="Frozen segmenter: name, name:source or folder.")
 @option("--traces", metavar="FILE", help="Traces. Default: traces.jsonl beside the plans.")
+@option("--bank", metavar="DIR", help="Skill bank: a share of the samples (sft), every request as the bank stands at each step (grpo).")
+@option("--reward", metavar="NAME", help="Reward (grpo): a preset, or a JSON file of terms and weights. Default: the protocol's.")
 @option("-c", "--c", "--continue", "resume", is_flag=True, help="Continue the run where its last checkpoint is; begin it if there is none.")
 @option("--overwrite", is_flag=True, help="Begin anew; what the stage has made so far is lost.")
 @option("--plan_only", is_flag=True, help="Say what would be done and how much memory it takes; do nothing.")
@@ -95,6 +101,9 @@ class _Job:
     device: str
     processes: int
     rank: int
+    bank: FrozenBank | LiveBank | None = None
+    reward: RewardConfig | None = None
+    lessons: Lessons | None = None
 
     @staticmethod
     def of(given: dict[str, Any]) -> _Job:
@@ -129,14 +138,42 @@ class _Job:
         )
         source = _source(run, reasoner, offline=given["offline"])
         processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-        return _Job(plans, ground, run, source, reasoner, given["segmenter"], device, processes, rank)
+        job = _Job(plans, ground, run, source, reasoner, given["segmenter"], device, processes, rank)
+        job.reward = _reward(given, ground.protocol.name)
+        if given["bank"]:
+            job.take_bank(Path(given["bank"]).expanduser(), resume=given["resume"])
+        return job
 
-    def _samples(self, stage: str) -> Any:
-        """What there is to learn on: `train` and `val`."""
+    def take_bank(self, folder: Path, *, resume: bool) -> None:
+        """Open the bank and check that it may be learnt from: frozen for sft, live for grpo."""
+        from seerseg.paths import read_json
+        from seerseg.training.lessons import Lessons, open_frozen, training_fence
+
+        if self.run.stage == "grpo":
+            from seerseg.skills.fence import LiveBank
+
+            self.bank = LiveBank(folder, fence=training_fence(self.ground))
+            return
+        before = read_json(self.run.sources) if resume and self.run.latest is not None and self.run.sources.is_file() else {}
+        version = before.get("bank") if before.get("bank") != "none" else None
+        self.bank, skills = open_frozen(folder, self.ground, version=version)
+        self.lessons = Lessons.planned(self.bank, skills, self.plans, self.ground.targets.names)
+
+    @property
+    def bank_source(self) -> str:
+        """What a run that is continued must find the same: of a bank that is watched, where it began."""
+        from seerseg.skills.fence import LiveBank
+
+        return "none" if self.bank is None else f"live, begun as {self.bank.root}" if isinstance(self.bank, LiveBank) else self.bank.version
+
+    def _samples(self, stage: str, *, brief: bool) -> Any:
+        """What there is to learn on: `train` and `val`; brief: traces as small reasoners learn them."""
+        if brief and self.ground.rows is not None:
+            self.ground = replace(self.ground, rows=tuple(row.spoken(brief=True) for row in self.ground.rows))
         if stage == "sft":
             from seerseg.training.data import read_samples
 
-            return read_samples(self.ground)
+            return read_samples(self.ground, self.lessons)
         from seerseg.training.grpo import training_sets
 
         return training_sets(self.ground)
@@ -145,12 +182,12 @@ class _Job:
         """Settings for what there is to learn and for this machine's memory."""
         from seerseg.planning import hardware
         from seerseg.training.memory import estimate, fitting
-        from seerseg.training.settings import settings_from
+        from seerseg.training.settings import SMALL_PARAMETERS, settings_from
         from seerseg.training.tuning import shape_of
 
         shape = shape_of(self.source)
         stage = given["stage"]
-        samples: Any = self._samples(stage)
+        samples: Any = self._samples(stage, brief=shape.parameters < SMALL_PARAMETERS)
         settings = settings_from(
             self.plans,
             stage,
@@ -183,8 +220,9 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
     segmenter = CachedSegmenter(load_segmenter(job.segmenter, device=job.device, offline=given["offline"]))
     with StopOnSignals() as stop:
         outside = _outside(job, stop, given["max_minutes"])
+        more = {"bank": job.bank, "reward": job.reward} if job.run.stage == "grpo" else {}
         ended = _stage(given["stage"])(
-            job.run, job.ground, samples, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device
+            job.run, job.ground, samples, settings, job.source, segmenter, resume_from=latest, outside=outside, device=job.device, **more
         )
     if job.rank:
         return
@@ -196,6 +234,27 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
         raise InterruptedRunError(f"Stopped by {stop.received or 'a signal'} at {step}; everything is saved. Run the same command with -c.")
     outside.say(f"{'Done' if ended.how == 'done' else 'Out of time'} at {step}. The model is in {job.run.root}")
     outside.say(f"Predict with it: seerseg_predict -m {job.run.root} -i IMAGES -o OUTPUT --prompt TEXT")
+
+
+def _reward(given: dict[str, Any], protocol: str) -> RewardConfig | None:
+    """The reward that is named, with --lambda in its stability penalty; None for the protocol's own."""
+    from dataclasses import replace
+
+    from seerseg.errors import PlanError, UsageError
+    from seerseg.paths import read_json
+    from seerseg.rewards import RewardConfig
+
+    name = given["reward"]
+    if name is None:
+        return None
+    if given["stage"] != "grpo":
+        raise UsageError("--reward belongs to --stage grpo: sft learns from traces.")
+    path = Path(name).expanduser()
+    made = RewardConfig.from_json(read_json(path, PlanError) if path.suffix == ".json" else name)
+    weight = given["weight_of_variance"]
+    if weight is None or made.stability is None:
+        return made
+    return replace(made, stability=replace(made.stability, lam=weight))
 
 
 def _stage(name: str) -> Any:
@@ -211,6 +270,7 @@ def _stage(name: str) -> Any:
 def _begin(job: _Job, settings: TrainSettings, given: dict[str, Any]) -> Checkpoint | None:
     """Make the run's folder ready, once for all processes."""
     import hashlib
+    import json
 
     from seerseg.reasoners.vlm_loading import identity
 
@@ -219,6 +279,8 @@ def _begin(job: _Job, settings: TrainSettings, given: dict[str, Any]) -> Checkpo
         "plans": job.plans.identity,
         "protocol": job.ground.protocol.name,
         "base model": identity(job.source),
+        "bank": job.bank_source,
+        **({"reward": json.dumps(job.reward.to_json(), sort_keys=True)} if job.reward is not None else {}),
         data.stem: hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest(),
     }
     if job.processes == 1:
@@ -343,6 +405,9 @@ def _show_plan(job: _Job, settings: TrainSettings, found: Estimate, samples: Any
 
 
 def _described(job: _Job, settings: TrainSettings, found: Estimate, samples: Any, available: int) -> list[str]:
+    from seerseg.skills.fence import LiveBank
+    from seerseg.training.grpo import reward_for
+
     spec = job.ground.spec
     kind = f"adapters of rank {settings.lora_rank}" if settings.tuning == "lora" else "the whole model"
     cut = f"{settings.processes} process(es) x {settings.micro_batch} at a time x {settings.accumulation} passes"
@@ -355,10 +420,17 @@ def _described(job: _Job, settings: TrainSettings, found: Estimate, samples: Any
     ]
     if settings.stage == "sft":
         lines.append(f"Samples   {len(samples.train)} to learn, {len(samples.val)} to validate on")
+        if samples.dealt:
+            lines.append("Skills    " + ", ".join(f"{kind} {count}" for kind, count in samples.dealt.items()) + " of the training traces")
         lines += [f"Left out  {count} traces: {reason}" for reason, count in samples.left_out.items()]
     else:
         group = f"{settings.paraphrases} wordings x {settings.samples} replies"
-        lines.append(f"Groups    {group} to each of {len(samples.train)} sets; lambda {settings.lambda_:g}")
+        reward = job.reward or reward_for(job.ground.protocol.name, settings.lambda_)
+        lam = 0.0 if reward.stability is None else reward.stability.lam
+        lines.append(f"Groups    {group} to each of {len(samples.train)} sets; lambda {lam:g}")
+        lines.append("Reward    " + " + ".join(f"{weight:g} {term}" for term, weight in reward.terms.items()))
+        if isinstance(job.bank, LiveBank):
+            lines.append(f"Bank      {job.bank.folder.folder}, live; now at state {job.bank.number}")
     every = f"every {settings.evaluate_steps} updates" if settings.evaluate_steps else "never"
     lines.append(f"Validate  {every}: loss of {settings.validation_rows} samples, answers and masks of {settings.validation_sets} sets")
     lines.append("Memory    " + ", ".join(f"{name} {_size(size)}" for name, size in found.parts.items() if size >= 1 << 20))

@@ -5,7 +5,7 @@ and what well-formed means. The four published systems are four protocols.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol as TypingProtocol
 from typing import runtime_checkable
 
@@ -51,7 +51,8 @@ class Trace:
 
     answer: the canonical name of the target, or "absent" when it is not in the scan. slices: for each axis the slice of the
     largest area first, then further slices along the planned viewing axis by index; none when absent. turns: an expert's
-    trajectory, the last one a stop; none when it was not made.
+    trajectory, the last one a stop; none when it was not made. brief: evidence and rationale for small reasoners, which say nothing of
+    the target before the request is read: the scan, then the words and what they mean.
     """
 
     evidence: str
@@ -60,6 +61,13 @@ class Trace:
     skill: str | None = None
     slices: tuple[KeySlice, ...] = ()
     turns: tuple[Turn, ...] = ()
+    brief: tuple[str, str] | None = None
+
+    def spoken(self, *, brief: bool) -> Trace:
+        """The trace as a reasoner is to learn it: with its brief evidence and rationale where that is asked for and known."""
+        if not brief or self.brief is None:
+            return self
+        return replace(self, evidence=self.brief[0], rationale=self.brief[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,6 +2,7 @@
 
     {"schema": 1, "kind": "seerseg_traces", "dataset": ..., "made_by": ..., ...}
     {"id", "case", "text", "target", "style", "language_split", "evidence", "rationale", "answer", "skill",
+     "brief": [evidence, rationale],
      "slices": [{"axis", "index", "area", "boxes": [[lo, lo, hi, hi], ...], "points": [[z, y, x], ...]}, ...],
      "turns": [{"prompt": {...} | null, "dice", "mask"}, ...], "source": {...}}
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ class TraceRow:
     trace: Trace
     source: Mapping[str, Any] = field(default_factory=dict)
 
+    def spoken(self, *, brief: bool) -> TraceRow:
+        """The row as a reasoner is to learn it (`Trace.spoken`)."""
+        return replace(self, trace=self.trace.spoken(brief=brief))
+
     def to_json(self) -> dict[str, Any]:
         """One line of the file."""
         target = None if self.target is None else self.target[0] if len(self.target) == 1 else list(self.target)
@@ -54,6 +59,8 @@ class TraceRow:
             "answer": self.trace.answer,
             "skill": self.trace.skill,
         }
+        if self.trace.brief is not None:
+            line["brief"] = list(self.trace.brief)
         if self.trace.slices:
             line["slices"] = [
                 {
@@ -89,6 +96,9 @@ class TraceRow:
         said = {key: line[key] for key in ("id", "case", "text", "style", "language_split", "evidence", "rationale", "answer")}
         if not all(isinstance(value, str) for value in said.values()) or not said["answer"]:
             raise ValueError("a text is missing")
+        brief = line.get("brief")
+        if brief is not None and not (isinstance(brief, list) and len(brief) == 2 and all(isinstance(t, str) and t for t in brief)):
+            raise ValueError("'brief' must hold evidence and rationale")
         return TraceRow(
             said["id"],
             said["case"],
@@ -96,7 +106,7 @@ class TraceRow:
             None if target is None else (target,) if isinstance(target, str) else tuple(target),
             said["style"],
             said["language_split"],
-            Trace(said["evidence"], said["rationale"], said["answer"], line.get("skill"), slices, turns),
+            Trace(said["evidence"], said["rationale"], said["answer"], line.get("skill"), slices, turns, None if brief is None else (brief[0], brief[1])),
             line.get("source", {}),
         )
 

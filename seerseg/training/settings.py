@@ -24,7 +24,7 @@ Stage = Literal["sft", "grpo"]
 Tuning = Literal["lora", "full"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo")
 SETTINGS_SCHEMA = 1
-SMALL_PARAMETERS = 100_000_000  # below this a whole model takes the rate "small"
+SMALL_PARAMETERS = 100_000_000  # below this a whole model takes the rate "small" and learns the brief form of traces
 _COMPUTING = ("micro_batch", "accumulation", "processes", "dtype", "quantize", "checkpointing", "checkpoint_minutes", "cache_bytes")
 
 
