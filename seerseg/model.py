@@ -186,8 +186,8 @@ def read_spec(folder: Path) -> ModelSpec:
     try:
         values = value.get("label_values")
         return ModelSpec(
-            reasoner=_inside(folder, value["reasoner"]),
-            segmenter=_inside(folder, value["segmenter"]),
+            reasoner=_inside(folder, value["reasoner"], "reasoner"),
+            segmenter=_inside(folder, value["segmenter"], "segmenter"),
             protocol=str(value["protocol"]),
             views=ViewSpec.from_json(value["views"]) if value.get("views") else None,
             targets=tuple(str(t) for t in value.get("targets", ())),
@@ -210,6 +210,11 @@ def read_spec(folder: Path) -> ModelSpec:
 
 def write_spec(folder: Path, spec: ModelSpec) -> None:
     """Write `manifest.json`; parts that lie inside the folder are named relative to it."""
+    write_json(folder / MANIFEST, spec_json(folder, spec))
+
+
+def spec_json(folder: Path, spec: ModelSpec) -> dict[str, Any]:
+    """What `write_spec` writes."""
 
     def name(part: str) -> str:
         kind, colon, source = part.partition(":")
@@ -219,37 +224,49 @@ def write_spec(folder: Path, spec: ModelSpec) -> None:
                 return (kind + colon if colon else "") + path.relative_to(root).as_posix()
         return part
 
-    write_json(
-        folder / MANIFEST,
-        {
-            "schema": MANIFEST_SCHEMA,
-            "protocol": spec.protocol,
-            "dataset": spec.dataset,
-            "fold": spec.fold,
-            "reasoner": name(spec.reasoner),
-            "segmenter": name(spec.segmenter),
-            "segmenter_identity": spec.segmenter_identity,
-            "views": spec.views.to_json() if spec.views else None,
-            "targets": list(spec.targets),
-            "closed": spec.closed,
-            "label_values": {k: list(v) for k, v in spec.label_values.items()} if spec.label_values else None,
-            "descriptions": {k: asdict(v) for k, v in spec.descriptions.items()} if spec.descriptions else None,
-            "bank": spec.bank,
-        },
-    )
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "protocol": spec.protocol,
+        "dataset": spec.dataset,
+        "fold": spec.fold,
+        "reasoner": name(spec.reasoner),
+        "segmenter": name(spec.segmenter),
+        "segmenter_identity": spec.segmenter_identity,
+        "views": spec.views.to_json() if spec.views else None,
+        "targets": list(spec.targets),
+        "closed": spec.closed,
+        "label_values": {k: list(v) for k, v in spec.label_values.items()} if spec.label_values else None,
+        "descriptions": {k: asdict(v) for k, v in spec.descriptions.items()} if spec.descriptions else None,
+        "bank": spec.bank,
+    }
 
 
-def _inside(folder: Path, part: Any) -> str:
+def base_place(role: str, part: str) -> str | None:
+    """Where inside a model folder the model that a manifest names as its reasoner or segmenter may lie: what is there is taken instead of
+    the path or hub id that was named. None for a part that is known by its name alone.
+
+    >>> base_place("segmenter", "nnunet:/models/Dataset042/3d_fullres?folds=0")
+    'base/segmenter/3d_fullres'
+    """
+    kind, colon, source = part.partition(":") if ":" in part else ("", "", part)
+    place = source.partition("?")[0].rstrip("/")
+    return f"{BASE}/{role}/{place.rpartition('/')[2]}" if place and (colon or "/" in place) else None
+
+
+def _inside(folder: Path, part: Any, role: str) -> str:
     """A part of the manifest: a path (after "NAME:", if it has that) when the folder holds it, else a name; nothing may point out of
-    the folder. What should lie in `base/` is a path also when it is not there, so that it is looked for nowhere else."""
+    the folder."""
     text = str(part)
-    kind, colon, source = text.partition(":")
+    kind, colon, source = text.partition(":") if ":" in text else ("", "", text)
+    place, mark, options = source.partition("?")
     if ".." in Path(text).parts or ".." in Path(source).parts:
         raise ModelError(f"{folder / MANIFEST} names {text!r}, which points out of the model folder.")
     if (folder / text).exists():
         return str(folder / text)
-    own = colon and not Path(source).is_absolute() and ((folder / source).exists() or source.startswith(f"{BASE}/"))
-    return f"{kind}:{folder / source}" if own else str(folder / text) if text.startswith(f"{BASE}/") else text
+    for own in filter(None, (base_place(role, text), place if colon else "")):
+        if (folder / own).exists():
+            return f"{kind}{colon}{folder / own}{mark}{options}"
+    return text
 
 
 def run_name(plans: str, protocol: str, reasoner: str, segmenter: str) -> str:

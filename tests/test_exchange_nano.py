@@ -108,5 +108,9 @@ def test_parts_inside_a_folder_are_named_from_it(tmp_path: Path) -> None:
         (real / "manifest.json").write_text(json.dumps({**value, "reasoner": part}))
         with pytest.raises(ModelError, match="points out of the model folder"):
             read_spec(real)
-    (real / "manifest.json").write_text(json.dumps({**value, "segmenter": "nnunet:base/segmenter"}))
-    assert read_spec(real).segmenter == f"nnunet:{real / 'base' / 'segmenter'}"
+    for named, kind in (("nnunet:/models/organs?folds=0", "nnunet:"), ("/models/organs", ""), ("sam:org/organs", "sam:")):
+        (real / "manifest.json").write_text(json.dumps({**value, "segmenter": named}))
+        assert read_spec(real).segmenter == named
+        (real / "base" / "segmenter" / "organs").mkdir(parents=True)  # what lies in the model's own folder is taken
+        assert read_spec(real).segmenter == f"{kind}{real / 'base' / 'segmenter' / 'organs'}{'?folds=0' if '?' in named else ''}"
+        shutil.rmtree(real / "base")
