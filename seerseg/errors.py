@@ -16,6 +16,7 @@
     ├── SegmenterError (1)          a segmenter was asked for what it cannot do
     ├── TrainingError (1)           a training run cannot go on (not a number, out of memory)
     ├── OutputError (1)             results cannot be written (no space, read-only)
+    ├── SchedulerError (1)          Slurm is missing, does not answer or refuses a job
     ├── SomeCasesFailedError (3)    the rest is written
     ├── NothingToDoError (4)        the input held nothing to work on
     └── InterruptedRunError (75)    stopped by a signal; running the same command again continues
@@ -102,6 +103,10 @@ class TrainingError(SeerSegError):
 
 class OutputError(SeerSegError):
     """Results cannot be written."""
+
+
+class SchedulerError(SeerSegError):
+    """Slurm is missing, does not answer or refuses a job."""
 
 
 class SomeCasesFailedError(SeerSegError):
