@@ -18,8 +18,6 @@ import hashlib
 import io
 import json
 import math
-import pickle
-import re
 import threading
 import warnings
 from collections.abc import Mapping, Sequence
@@ -34,6 +32,7 @@ from seerseg.dataset.raw import label_values, modality_of
 from seerseg.errors import DatasetError, MissingExtraError, ModelError, SegmenterError, UsageError, WeightsError
 from seerseg.paths import read_json
 from seerseg.segmenters.base import ModelCard
+from seerseg.segmenters.checkpoints import OWN_PACKAGES, finite, network_weights, open_checkpoint
 from seerseg.segmenters.closed import ClassNames, ClosedSegmenter, LabelMap, split_source, switch
 from seerseg.vocabulary import LabelDescription
 from seerseg.volume import Volume
@@ -42,8 +41,6 @@ from seerseg.volume.orientation import to_canonical, to_stored
 CHECKPOINT = "checkpoint_final.pth"
 INSTALL = 'pip install "seerseg[nnunet]" && pip install --no-deps nnunetv2 dynamic-network-architectures acvl-utils batchgenerators'
 _REVISION = 1  # part of the identity: raise it whenever the same weights would draw other masks
-_LARGEST = 1e12  # intensities beyond are clipped: their squares overflow float32 in a z-score
-_OWN_PACKAGES = ("torch.nn.", "dynamic_network_architectures.")
 _OUT_OF_FILE = "RAS"
 _AXES = {"R": (0, 1.0), "L": (0, -1.0), "A": (1, 1.0), "P": (1, -1.0), "S": (2, 1.0), "I": (2, -1.0)}
 
@@ -141,7 +138,7 @@ class NnunetSegmenter(ClosedSegmenter):
             if not volume.grid.close_to(first.grid):
                 raise SegmenterError(f"The channels of {first.name or 'the case'} lie on different grids; resample them to one.")
         orientation = self._orientation(first)
-        stack = np.stack([to_stored(_finite(volume.array), orientation).transpose(2, 1, 0) for volume in volumes])
+        stack = np.stack([to_stored(finite(volume.array), orientation).transpose(2, 1, 0) for volume in volumes])
         spacing_xyz = first.grid.spacing_zyx[::-1]
         spacing = [float(spacing_xyz[int(axis)]) for axis in orientation[:, 0]][::-1]
         if first.source is not None and first.source.ndim == 2:
@@ -333,50 +330,12 @@ def _descriptions(path: Path, labels: Mapping[str, Any]) -> dict[str, LabelDescr
 # ------------------------------------------------------------------------------------------------------------- weights
 
 
-def _safe_types() -> list[Any]:
-    """What nnU-Net's own checkpoints hold beside tensors and plain values: numpy numbers in their logs."""
-    from numpy._core import multiarray
-
-    dtypes = [type(np.dtype(code)) for code in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "?")]
-    reconstruct, scalar = multiarray._reconstruct, multiarray.scalar
-    old = [(scalar, "numpy.core.multiarray.scalar"), (reconstruct, "numpy.core.multiarray._reconstruct")]
-    return [scalar, reconstruct, np.ndarray, np.dtype, *dtypes, *old]
-
-
-def _open_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content; nothing but tensors, plain values and numpy numbers is ever made of it."""
-    import torch
-
-    try:
-        with torch.serialization.safe_globals(_safe_types()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            held = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as fault:
-        named = re.search(r"GLOBAL (\S+)", str(fault))
-        what = f" ({named.group(1)})" if named else ""
-        raise WeightsError(
-            f"The checkpoint {path} holds objects or code beside weights{what}, so it was not opened. Where you trust it, save it anew "
-            "with weights and plain values only (documentation/segmenters.md says how)."
-        ) from fault
-    except MemoryError as fault:
-        raise WeightsError(f"The memory does not hold the checkpoint {path}.") from fault
-    except Exception as fault:  # what torch raises for a damaged file depends on where it is damaged
-        reason = (str(fault).strip().splitlines() or [type(fault).__name__])[0][:200]
-        raise WeightsError(
-            f"The checkpoint {path} is damaged, cut short or no checkpoint ({reason.rstrip('.')}); copy it again."
-        ) from fault
-    if not isinstance(held, dict) or not isinstance(held.get("network_weights"), dict):
-        raise WeightsError(f"The checkpoint {path} holds no 'network_weights', so it is not nnU-Net v2's.")
-    return held
-
-
 def _read_checkpoints(folder: _Folder) -> _Weights:
-    import torch
 
     parameters: list[dict[str, Any]] = []
     said: list[tuple[str, str, tuple[int, ...] | None]] = []
     for path in folder.checkpoints.values():
-        held = _open_checkpoint(path)
+        held = open_checkpoint(path, "nnU-Net v2's")
         arguments, mirroring = held.get("init_args"), held.get("inference_allowed_mirroring_axes")
         configuration = arguments.get("configuration") if isinstance(arguments, dict) else None
         if not isinstance(configuration, str) or configuration not in folder.plans["configurations"]:
@@ -384,13 +343,7 @@ def _read_checkpoints(folder: _Folder) -> _Weights:
                 f"The checkpoint {path} is of the configuration {configuration!r}, which plans.json beside it does not have "
                 f"({', '.join(folder.plans['configurations'])}); it belongs to another model."
             )
-        weights = held["network_weights"]
-        if not all(isinstance(value, torch.Tensor) for value in weights.values()):
-            raise WeightsError(f"The checkpoint {path} holds something other than tensors among its weights; copy it again.")
-        copied = {str(name).removeprefix("module."): value.clone() for name, value in weights.items()}  # off the file
-        if not all(torch.isfinite(value).all() for value in copied.values() if value.is_floating_point()):
-            raise WeightsError(f"The checkpoint {path} holds weights that are not finite; use another (?checkpoint=NAME) or train again.")
-        parameters.append(copied)
+        parameters.append(network_weights(held, path, "use another (?checkpoint=NAME) or train again"))
         said.append((configuration, str(held.get("trainer_name")), None if mirroring is None else tuple(int(a) for a in mirroring)))
     if len({configuration for configuration, _, _ in said}) > 1:
         raise WeightsError(f"The folds in {folder.path} are of different configurations; choose some of them with ?folds=0,1.")
@@ -478,7 +431,7 @@ def _network(folder: _Folder, weights: _Weights, plans: Any, configuration: Any)
     architecture = configuration.network_arch_init_kwargs
     needed = configuration.network_arch_init_kwargs_req_import
     named = [configuration.network_arch_class_name, *(architecture[key] for key in needed if architecture[key] is not None)]
-    foreign = [name for name in named if not str(name).startswith(_OWN_PACKAGES)]
+    foreign = [name for name in named if not str(name).startswith(OWN_PACKAGES)]
     if foreign:
         raise ModelError(
             f"plans.json in {folder.path} builds its network from {foreign[0]}; only torch.nn and dynamic_network_architectures are used, "
@@ -518,14 +471,3 @@ def _quiet() -> Any:
     """nnU-Net prints while it is built."""
     with _OUTPUT, contextlib.redirect_stdout(io.StringIO()):
         yield
-
-
-def _finite(array: NDArray[Any]) -> NDArray[np.float32]:
-    """float32; values that are not finite become the least finite one (0 where there is none)."""
-    given = array.astype(np.float32)
-    if array.dtype.kind != "f":
-        return given
-    fine = np.isfinite(given)
-    if not fine.all():
-        given[~fine] = given[fine].min() if fine.any() else 0.0
-    return np.clip(given, -_LARGEST, _LARGEST, out=given)
