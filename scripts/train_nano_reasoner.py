@@ -361,7 +361,6 @@ class Maker:
         self._kept_scans: list[tuple[Picture, tuple[str, ...]]] = []
         self._entries: dict[str, Entry] = {}
         self._sibling_names: dict[str, tuple[str, ...]] = {}
-        self._known_words: frozenset[str] | None = None
         self.skilled = SKILLED
 
     @property
@@ -493,7 +492,6 @@ class Maker:
         near = tuple(sorted(names)) if len(names) < 90 else ()
         unsided = picture is not None and picture.kind == "hippocampus"
         context = Context(modality=picture.modality if picture else modality, names=near, unsided=unsided)
-        self._share_known_words(context)
         for _ in range(6):
             styles = (*self.styles, "out_of_region_reference", "absent") if answer == ABSENT else self.styles
             style = rng.choice(styles)
@@ -501,15 +499,6 @@ class Maker:
             if made is not None and len(made.text) < 280:
                 return self._made(rng, made.text, made.surface, name, picture, modality, answer, why, style)
         return None
-
-    def _share_known_words(self, context: Any) -> None:
-        """The words that no slip may make are those of the whole vocabulary; collecting them anew for each list is most of the work."""
-        from seerseg_data.requests.forms import names_of
-
-        found = vars(names_of(self.vocabulary, context))
-        if self._known_words is None:
-            self._known_words = names_of(self.vocabulary, context)._known
-        found.setdefault("_known", self._known_words)
 
     def _copied(self, rng: random.Random, name: str, modality: str | None) -> Sample | None:
         """A request for a name that means nothing, in the words of one for a structure."""
@@ -525,7 +514,16 @@ class Maker:
         return None
 
     def _made(
-        self, rng: random.Random, text: str, surface: str, name: str, picture: Picture | None, modality: str | None, answer: str, why: str, style: str
+        self,
+        rng: random.Random,
+        text: str,
+        surface: str,
+        name: str,
+        picture: Picture | None,
+        modality: str | None,
+        answer: str,
+        why: str,
+        style: str,
     ) -> Sample:
         evidence = f"{modality or 'scan'} of the {picture.said}" if picture else f"{modality} scan" if modality else "scan"
         if not name:
@@ -558,7 +556,10 @@ class Maker:
                 made.append(_skill(rng, words, other.name, modality))
         if not fitting:
             return tuple(made), ""
-        words = [surface, *rng.sample([t for t in own.texts(splits=("train",)) if t != surface], min(2, len(own.texts(splits=("train",))) - 1))]
+        words = [
+            surface,
+            *rng.sample([t for t in own.texts(splits=("train",)) if t != surface], min(2, len(own.texts(splits=("train",))) - 1)),
+        ]
         rng.shuffle(words)
         made.append(_skill(rng, tuple(words), answer, modality, style))
         rng.shuffle(made)

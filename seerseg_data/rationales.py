@@ -70,8 +70,8 @@ def rationale(
 
 
 def brief_rationale(answer: str, names: Sequence[str], note: Mapping[str, Any] | None = None) -> str:
-    """The words that name the structure and what they mean, as the nano reasoner is taught: "pes hippocampi: anterior hippocampus"; for what
-    is absent also why. names: those that may be answered. Without `note` (see `provenance`) only the answer."""
+    """The words that name the structure and what they mean, as the nano reasoner is taught: "pes hippocampi: anterior hippocampus"; for
+    what is absent also why. names: those that may be answered. Without `note` (see `provenance`) only the answer."""
     asked, surface = ("", "") if note is None else (str(note["asked"]), "" if note.get("writer") else str(note.get("surface", "")))
     if not asked:
         return answer if answer != ABSENT else "not in this scan"

@@ -166,9 +166,9 @@ class Names:
             self._guards[target] = Guard(frozenset(own), tuple(sorted(rivals)), self._known)
         return self._guards[target]
 
-    @cached_property
+    @property
     def _known(self) -> frozenset[str]:
-        return Words(self.vocabulary).known | {w for e in self.vocabulary for s in e.surfaces for w in words(s.text)}
+        return _known_words(self.vocabulary)
 
 
 def _adjective(surface: Surface) -> bool:
@@ -179,6 +179,19 @@ def _adjective(surface: Surface) -> bool:
 def _plural(text: str) -> bool:
     last = text.rsplit(" ", 1)[-1].lower()
     return len(last) > 3 and last.endswith(("s", "ae", "i")) and not last.endswith(("ss", "us", "is", "as"))
+
+
+_KNOWN: OrderedDict[int, tuple[Vocabulary, frozenset[str]]] = OrderedDict()
+
+
+def _known_words(vocabulary: Vocabulary) -> frozenset[str]:
+    """Words that no slip may make: collected once per vocabulary, whatever the list of names."""
+    if id(vocabulary) not in _KNOWN:
+        found = Words(vocabulary).known | {w for e in vocabulary for s in e.surfaces for w in words(s.text)}
+        _KNOWN[id(vocabulary)] = vocabulary, found  # the vocabulary is held, so that its id stays its own
+        while len(_KNOWN) > 4:
+            _KNOWN.popitem(last=False)
+    return _KNOWN[id(vocabulary)][1]
 
 
 _KEPT: OrderedDict[tuple[int, Context], tuple[Vocabulary, Names]] = OrderedDict()
