@@ -13,9 +13,10 @@ from seerseg.dataset import Request
 from seerseg.errors import BankError
 from seerseg.evolution.arena import Outcome, StoreArena, bare
 from seerseg.evolution.distillation import Telling, distil
-from seerseg.evolution.loop import EvolveSettings, Fence, SeerLoop, lower_bound
+from seerseg.evolution.loop import EvolveSettings, SeerLoop, lower_bound
 from seerseg.model import Model, ModelSpec
 from seerseg.skills.base import Audit, EmptyBank, Query, Retriever, Skill
+from seerseg.skills.fence import Fence
 from seerseg.skills.retrieval import FrozenBank
 from seerseg.skills.store import BankFolder
 from seerseg.vocabulary import Vocabulary

@@ -41,7 +41,7 @@ def state(step: int, **more: Any) -> Any:
 
 
 def control() -> Any:
-    return SimpleNamespace(should_save=False, should_training_stop=False)
+    return SimpleNamespace(should_save=False, should_training_stop=False, should_evaluate=False)
 
 
 def saved(run: RunFolder, survival: Survival, step: int) -> None:
@@ -71,6 +71,22 @@ def test_stopping_saves_first(run: RunFolder, outside: Outside, why: str) -> Non
     told = control()
     survival.on_step_end(None, state(3), told)
     assert (told.should_save, told.should_training_stop, survival.stopped) == (True, True, why)
+
+
+def test_time_is_kept_for_a_last_validation(run: RunFolder) -> None:
+    survival = Survival(run, SETTINGS, outside=Outside(max_minutes=10.0), validates=True)
+    survival.on_train_begin(None, state(0), control())
+    told = control()
+    survival.on_step_end(None, state(1), told)
+    assert (told.should_evaluate, told.should_training_stop) == (False, False)
+    survival._validation_s = 600.0  # as long as everything
+    survival.on_step_end(None, state(2), told)
+    assert (told.should_evaluate, told.should_save, survival.stopped) == (True, True, "time")
+    asked = Survival(run, SETTINGS, outside=Outside(stop=lambda: True), validates=True)
+    asked.on_train_begin(None, state(0), control())
+    told = control()
+    asked.on_step_end(None, state(1), told)
+    assert (told.should_evaluate, told.should_save) == (False, True), "a signal leaves no time"
 
 
 def test_the_best_is_kept_and_known_after_a_restart(run: RunFolder) -> None:

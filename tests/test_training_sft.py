@@ -143,9 +143,19 @@ def test_a_larger_micro_batch_is_the_same_run(stage: Stage, undisturbed: Path, t
         assert a == pytest.approx(b, rel=1e-4)
 
 
-def test_out_of_time_is_in_order(stage: Stage, tmp_path: Path) -> None:
-    ended = stage.train(tmp_path, outside=Outside(max_minutes=1e-9))
+def test_out_of_time_is_in_order_and_what_was_reached_can_be_the_best(stage: Stage, undisturbed: Path, tmp_path: Path) -> None:
+    ended = stage.train(tmp_path, outside=Outside(max_minutes=1e-9), drawn=True)
     assert (ended.how, ended.step, ended.best.step) == ("time", 1, 1)
+    assert ended.best.score is not None, "it was validated, though the plan validates later"
+    assert stage.train(tmp_path, resume=True, drawn=True).how == "done"
+    assert losses(tmp_path) == losses(undisturbed), "a validation between leaves no trace"
+
+
+def test_the_last_step_is_validated(stage: Stage, tmp_path: Path) -> None:
+    ended = stage.train(tmp_path, evaluate_steps=3)
+    assert (ended.how, ended.step) == ("done", 4)
+    assert [m["step"] for m in tc.metrics(tmp_path / "sft") if "val_loss" in m] == [3, 4]
+    assert RunFolder(tmp_path, "sft").latest.score is not None
 
 
 def test_a_gradient_that_is_no_number_is_not_applied(stage: Stage, tmp_path: Path) -> None:

@@ -93,12 +93,13 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
     from seerseg.dataset import open_dataset
     from seerseg.errors import RequestError
     from seerseg.evolution.arena import StoreArena
-    from seerseg.evolution.loop import EvolveSettings, Fence, SeerLoop
+    from seerseg.evolution.loop import EvolveSettings, SeerLoop
     from seerseg.model import Model, ModelSpec, read_spec
     from seerseg.paths import preprocessed_folder, raw_folder, resolve_dataset
     from seerseg.planning import load_plans
     from seerseg.protocols.base import ABSENT
     from seerseg.reasoners import load_reasoner
+    from seerseg.skills.fence import Fence
     from seerseg.skills.store import BankFolder
     from seerseg.vocabulary import Vocabulary
 

@@ -7,18 +7,18 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from seerseg.dataset import Request
-from seerseg.errors import BankError
 from seerseg.evolution.arena import Arena, Outcome, bare
 from seerseg.evolution.distillation import Harvest, Telling, Writer, distil
 from seerseg.skills.base import Acceptance, EmptyBank, Query, Skill
+from seerseg.skills.fence import Fence
 from seerseg.skills.retrieval import FrozenBank, Weights
 from seerseg.skills.store import BankFolder, retire
-from seerseg.vocabulary import Vocabulary, words
+from seerseg.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -60,40 +60,6 @@ class Round:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
         return asdict(self)
-
-
-@dataclass(frozen=True)
-class Fence:
-    """What a bank must not have seen. cases: validation, test and bank cases; texts: their requests, folded."""
-
-    cases: frozenset[str]
-    texts: frozenset[str]
-
-    @staticmethod
-    def around(cases: Iterable[str], requests: Iterable[Request], allowed: Iterable[Request] = ()) -> Fence:
-        """Around held-out cases and their requests; words that training requests hold too are no leak."""
-        held = frozenset(cases)
-        common = {_folded(r.text) for r in allowed if r.case not in held}
-        return Fence(held, frozenset(_folded(r.text) for r in requests if r.case in held and len(words(r.text)) > 2) - common)
-
-    def check(self, skill: Skill) -> None:
-        """BankError when a skill stems from a held-out case or repeats a held-out request."""
-        sources = (*skill.audit.sources, *skill.audit.trials)
-        for source in sources:
-            inside = self.cases.intersection(source.split("/"))
-            if inside:
-                raise BankError(
-                    f"The skill {skill.id} stems from {source!r}, but case {min(inside)!r} is held out: a bank must not learn from "
-                    "validation, bank or test cases. Retire it, or make a bank of mode 'transductive' and report it under that name."
-                )
-        for text in (skill.when, skill.what, skill.example, skill.lesson, skill.pattern, *skill.words):
-            folded = f" {_folded(text)} "
-            for held in self.texts:
-                if f" {held} " in folded:
-                    raise BankError(
-                        f"The skill {skill.id} repeats a held-out request ({held[:60]!r}). Retire it: it would be tested on what it "
-                        "was told."
-                    )
 
 
 @dataclass(eq=False)
@@ -265,7 +231,3 @@ def _sample(requests: Sequence[Request], count: int, seed: int) -> list[Request]
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def _folded(text: str) -> str:
-    return " ".join(words(text))

@@ -20,7 +20,7 @@ from seerseg.errors import PlanError, did_you_mean
 from seerseg.paths import read_json, write_json
 from seerseg.planning.fingerprint import Fingerprint, HeaderScan
 from seerseg.planning.hardware import Gpu, Hardware
-from seerseg.planning.rules import PRESETS, Planned, computing, mathematics, store_layout, viewing_plane
+from seerseg.planning.rules import PRESETS, SKILL_SHARES, Planned, computing, mathematics, store_layout, viewing_plane
 from seerseg.views import PLANES, ViewSpec
 
 PLANS_SCHEMA = 1
@@ -50,6 +50,8 @@ class Plans:
     def value(self, name: str) -> Any:
         """One value; PlanError with the nearest names when there is none of this name."""
         values = self.values
+        if name not in values and name in SKILL_SHARES:
+            return SKILL_SHARES[name]  # plans that were made before there were such values stay as they are
         if name not in values:
             raise PlanError(f"The plans {self.name!r} of {self.dataset} hold no value {name!r}.{did_you_mean(name, values)}")
         return values[name].value
@@ -85,8 +87,9 @@ class Plans:
             allowed, meaning = _CHECKS[_general(name)]
             if not allowed(value):
                 raise PlanError(f"{name} cannot be {json.dumps(value)[:80]}: it must be {meaning}.")
-            part = next(p for p in parts.values() if name in p)
-            part[name] = replace(part[name], value=value)
+            part = next((p for p in parts.values() if name in p), parts["mathematics"])
+            known = part.get(name) or Planned(value, "", {}, self.value(name))
+            part[name] = replace(known, value=value)
         return replace(self, mathematics=parts["mathematics"], computing=parts["computing"])
 
     def to_json(self) -> dict[str, Any]:
@@ -252,6 +255,7 @@ _CHECKS: dict[str, tuple[Callable[[Any], bool], str]] = {
     **{f"{stage}.warmup": _is_float(0, 1) for stage in _STAGES},
     **{f"{stage}.epochs": _is_float(0.001, 10_000) for stage in _STAGES},
     **{f"{stage}.evaluations": _is_int(0) for stage in _STAGES},
+    **{name: _is_float(0, 1) for name in SKILL_SHARES},
     "grpo.beta": _is_float(0, 10),
     "grpo.temperature": _is_float(0.01, 10),
     "validation.rows": _is_int(0),
@@ -286,7 +290,7 @@ def _general(name: str) -> str:
 
 
 def _check_complete(plans: Plans, path: Path) -> None:
-    wanted = [name for name in _CHECKS if not name.startswith("channel.")]
+    wanted = [name for name in _CHECKS if not name.startswith("channel.") and name not in SKILL_SHARES]
     wanted += [
         name.replace(".N.", f".{c}.") for name in _CHECKS if name.startswith("channel.") for c in range(int(plans.scale["channels"]))
     ]

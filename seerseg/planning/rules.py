@@ -51,6 +51,10 @@ REQUEST_STYLES = (
 """Styles of a paraphrase set, in order; `seerseg_data.requests` writes them."""
 
 
+SKILL_SHARES = {"sft.skills_share": 0.5, "sft.skills_right": 0.6, "sft.skills_wrong": 0.1}
+"""How skills of a bank are dealt out to training samples (`seerseg.training.lessons`)."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """One value: what applies, what the rule chose (they differ where a person edited plans.json), the rule and its inputs."""
@@ -230,6 +234,13 @@ def _optimisation(sheet: _Sheet, pairs: int) -> None:
                        "10000, then 1", pairs=pairs)  # fmt: skip
     sheet.put("sft.warmup", 0.05, "share of the updates over which the rate rises; then it falls as a cosine")
     sheet.put("sft.evaluations", max(4, 3 * epochs), "validations over the whole run, evenly spread: 3 an epoch, at least 4", epochs=epochs)
+    reasons = (
+        "share of the samples that are shown skills, where a bank is given: a request may find none, so both are learnt",
+        "of those, the share with a skill that leads to the answer; a round of evolution keeps what is right more often than not",
+        "of those, the share with one that fits the words and leads elsewhere, to be ignored; the rest are shown what does not fit",
+    )
+    for (name, share), reason in zip(SKILL_SHARES.items(), reasons, strict=True):
+        sheet.put(name, share, reason)
     sheet.put("grpo.epochs", 4 if pairs < 1000 else 2 if pairs <= 10_000 else 1, "4 passes over the paraphrase sets below 1000 training "
               "pairs, 2 up to 10000, then 1", pairs=pairs)  # fmt: skip
     sheet.put("grpo.warmup", 0.05, "as for SFT; then the rate stays")

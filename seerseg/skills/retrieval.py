@@ -61,8 +61,10 @@ class Found:
 class SkillIndex:
     """Phrases of the accepted skills of one version, with their features by row and by column."""
 
-    def __init__(self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile) -> None:
-        self._a = arrays
+    def __init__(
+        self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile, *, by_meaning: bool = False
+    ) -> None:
+        self._a, self._by_meaning = arrays, by_meaning
         self._phrases, self._lines = phrases, lines
         self._row_weight = (
             np.add.reduceat(arrays["idf"][arrays["row_features"]], arrays["row_starts"][:-1]) if len(arrays["owner"]) else np.zeros(0)
@@ -77,8 +79,16 @@ class SkillIndex:
     def of(skills: Iterable[Skill], encoder: Encoder | None = None) -> SkillIndex:
         """The index of the accepted ones among the skills, in memory."""
         kept = [s for s in skills if s.status == "accepted"]
-        arrays, phrases = _build(kept, encoder)
-        return SkillIndex(arrays, phrases, [json.dumps(s.to_json(), ensure_ascii=False) for s in kept])
+        arrays, phrases = _build(kept)
+        made = SkillIndex(arrays, phrases, [json.dumps(s.to_json(), ensure_ascii=False) for s in kept])
+        return made if encoder is None else made.embedded(encoder)
+
+    def embedded(self, encoder: Encoder) -> SkillIndex:
+        """The same index with an encoder's vectors in the place of those of subwords; every phrase may then be found by its meaning."""
+        if not self._phrases:
+            return self
+        arrays = {**self._a, "vectors": _unit(np.asarray(encoder(list(self._phrases)), np.float32))}
+        return SkillIndex(arrays, self._phrases, self._lines, by_meaning=True)
 
     def skill(self, number: int) -> Skill:
         """The skill of that place in the index."""
@@ -87,6 +97,12 @@ class SkillIndex:
     def search(self, query: Query, weights: Weights, limit: int, encoder: Encoder | None = None) -> list[Found]:
         """At most `limit` skills over the threshold, best first, one per tag and target."""
         rows = self._candidates(query.text)
+        vector = None
+        if self._by_meaning and encoder is not None:
+            vector = _unit(np.asarray(encoder([query.text]), np.float32))[0]
+            near = self._a["vectors"] @ vector
+            nearest = np.argpartition(-near, CANDIDATES)[:CANDIDATES] if len(near) > CANDIDATES else np.arange(len(near))
+            rows = np.union1d(rows, nearest)
         if not len(rows):
             return []
         lexical = self._containment(rows, query.text)
@@ -95,8 +111,8 @@ class SkillIndex:
         rows, lexical = rows[hopeful], lexical[hopeful]
         if not len(rows):
             return []
-        vector = (encoder or _subword)([query.text])[0]
-        cosine = np.clip(self._a["vectors"][rows].astype(np.float32) @ _unit(vector[None])[0].astype(np.float32), 0, 1)
+        vector = _unit(_subword([query.text]))[0] if vector is None else vector
+        cosine = np.clip(self._a["vectors"][rows].astype(np.float32) @ vector, 0, 1)
         owner = self._a["owner"][rows]
         score = weights.lexical * lexical + weights.cosine * cosine + weights.trust * self._a["trust"][owner]
         found: list[Found] = []
@@ -179,26 +195,34 @@ class FrozenBank:
         self._encoder, self._version = encoder, identity
 
     @property
+    def version(self) -> str:
+        """The hash of the state's content."""
+        return self._version
+
+    @property
     def identity(self) -> str:
         """The version and everything that retrieval depends on."""
         w = self.weights
-        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{'own' if self._encoder else 'subword'}"
+        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{_name_of(self._encoder)}"
 
     @staticmethod
-    def of(skills: Iterable[Skill], *, weights: Weights | None = None, mode: str = "frozen") -> FrozenBank:
+    def of(skills: Iterable[Skill], *, weights: Weights | None = None, mode: str = "frozen", encoder: Encoder | None = None) -> FrozenBank:
         """A bank of skills in memory."""
         kept = list(skills)
         digest = hashlib.blake2b("".join(sorted(json.dumps(s.to_json(), sort_keys=True) for s in kept)).encode(), digest_size=8).hexdigest()
-        return FrozenBank(SkillIndex.of(kept), digest, weights=weights, mode=mode)
+        return FrozenBank(SkillIndex.of(kept, encoder), digest, weights=weights, encoder=encoder, mode=mode)
 
     @staticmethod
-    def open(folder: Path, *, number: int | None = None, weights: Weights | None = None) -> FrozenBank:
+    def open(folder: Path, *, number: int | None = None, weights: Weights | None = None, encoder: Encoder | None = None) -> FrozenBank:
         """The newest (or a given) state of the bank in `folder`; BankError when there is none."""
         bank = BankFolder(folder)
         head = bank.head() if number is None else bank.head_at(number)
         if head is None:
             raise BankError(f"There is no skill bank in {folder}. Make one with seerseg_evolve or seerseg_bank add.")
-        return FrozenBank(open_index(bank.version_path(head.version), head.version), head.version, weights=weights, mode=bank.mode)
+        index = open_index(bank.version_path(head.version), head.version)
+        if encoder is not None:
+            index = index.embedded(encoder)
+        return FrozenBank(index, head.version, weights=weights, encoder=encoder, mode=bank.mode)
 
     def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
         """The skills that fit, best first."""
@@ -296,6 +320,10 @@ def _project(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
     return out.reshape(len(rows), DIMENSIONS).astype(np.float32)
 
 
+def _name_of(encoder: Encoder | None) -> str:
+    return "subword" if encoder is None else str(getattr(encoder, "identity", "own"))
+
+
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
@@ -311,9 +339,7 @@ def _trust(skill: Skill) -> float:
     return math.tanh(8 * (audit.gain - audit.drop) / (audit.uses + 4))
 
 
-def _build(
-    skills: Sequence[Skill], encoder: Encoder | None, lines: Sequence[int] | None = None
-) -> tuple[dict[str, NDArray[Any]], list[str]]:
+def _build(skills: Sequence[Skill], lines: Sequence[int] | None = None) -> tuple[dict[str, NDArray[Any]], list[str]]:
     owner: list[int] = []
     phrases: list[str] = []
     rows: list[NDArray[np.int64]] = []
@@ -329,7 +355,7 @@ def _build(
     buckets, columns = np.unique(flat, return_inverse=True)
     counts = np.bincount(columns, minlength=len(buckets))
     order = np.argsort(columns, kind="stable")
-    vectors = _unit(encoder(phrases) if encoder and phrases else _project(rows))
+    vectors = _unit(_project(rows))
     arrays: dict[str, NDArray[Any]] = {
         "owner": np.array(owner, np.int32),
         "row_starts": starts,
@@ -351,7 +377,7 @@ def _build_file(path: Path, version: str) -> tuple[dict[str, NDArray[Any]], list
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
     offsets = np.concatenate([[0], ends[:-1] + 1])[1:]  # the first line is the header
     kept = [i for i, skill in enumerate(skills) if skill.status == "accepted"]
-    arrays, phrases = _build([skills[i] for i in kept], None, kept)
+    arrays, phrases = _build([skills[i] for i in kept], kept)
     return {**arrays, "offsets": offsets.astype(np.int64)}, phrases
 
 

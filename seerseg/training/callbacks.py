@@ -73,8 +73,9 @@ class PartTimer:
 class Survival(TrainerCallback):
     """Checkpoints: by the clock, where a validation was the best so far, at the end, and when the run is asked to stop.
 
-    score: from what a validation measured to a number, higher is better, None when it tells nothing. `stopped` says afterwards
-    why the run ended before its last step.
+    score: from what a validation measured to a number, higher is better, None when it tells nothing; validates: the last step, and the
+    one after which the time is up, are validated too, so that they can be the best (a signal leaves no time for it); bank: what a
+    checkpoint keeps of a live bank. `stopped` says afterwards why the run ended before its last step.
     """
 
     def __init__(
@@ -84,15 +85,20 @@ class Survival(TrainerCallback):
         *,
         outside: Outside | None = None,
         score: Callable[[Mapping[str, float]], float | None] = lambda metrics: None,
+        validates: bool = False,
+        bank: Callable[[], Mapping[str, Any] | None] = lambda: None,
     ) -> None:
         self.run, self.settings, self.outside = run, settings, outside or Outside()
+        self.validates, self.bank = validates, bank
         self.stopped: Literal["signal", "time"] | None = None
         self.saved_step = -1
         self.updating = False
         self._score = score
         self._best = max((c.score for c in run.whole() if c.score is not None), default=-math.inf)
         self._scored: tuple[int, float] | None = None
-        self._began = self._saved_at = time.monotonic()
+        self._began = self._saved_at = self._stepped = time.monotonic()
+        self._validation_s = 0.0
+        self._random: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Start the clocks."""
@@ -114,10 +120,10 @@ class Survival(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Decide, alike on every process, whether to save or stop."""
         self.updating = False
-        now = time.monotonic()
+        now = self._stepped = time.monotonic()
         wishes = (
             self.outside.stop(),
-            now - self._began >= 60 * self.outside.max_minutes,
+            now - self._began + self._validation_s >= 60 * self.outside.max_minutes,
             now - self._saved_at >= 60 * self.settings.checkpoint_minutes,
         )
         signal, late, due = together(wishes)
@@ -127,9 +133,20 @@ class Survival(TrainerCallback):
             control.should_training_stop = True
         if last or signal or late or due:
             control.should_save = True
+        if self.validates and (last or late) and not signal and not control.should_evaluate:
+            import torch
+
+            control.should_evaluate = True
+            self._random = torch.get_rng_state()  # a validation that was not planned leaves no trace in what follows
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Keep the best."""
+        self._validation_s = max(self._validation_s, time.monotonic() - self._stepped)
+        if self._random is not None:
+            import torch
+
+            torch.set_rng_state(self._random)
+            self._random = None
         score = self._score(kwargs.get("metrics") or {})
         if score is None or not math.isfinite(score):
             return
@@ -144,7 +161,7 @@ class Survival(TrainerCallback):
         step = int(state.global_step)
         if state.is_world_process_zero:
             score = self._scored[1] if self._scored is not None and self._scored[0] == step else None
-            self.run.commit(self.run.saving / f"checkpoint-{step}", step, score)
+            self.run.commit(self.run.saving / f"checkpoint-{step}", step, score, self.bank())
             self.outside.say(f"Checkpoint of step {step}" + (f", score {score:.4f}" if score is not None else ""))
         self.saved_step, self._saved_at = step, time.monotonic()
         barrier()

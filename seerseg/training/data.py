@@ -7,7 +7,7 @@ reply alone. Slices are read from the store when a batch needs them; whole volum
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,9 @@ from seerseg.reasoners.base import Reasoner
 from seerseg.reasoners.decoding import Encoded
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.segmenters.base import Segmenter
+from seerseg.skills.base import Retriever, Skill
 from seerseg.store import open_case, stored_cases
+from seerseg.training.lessons import Lessons
 from seerseg.training.settings import views_of
 from seerseg.views import CaseViews, ViewSpec, render
 from seerseg.volume import Grid, Mask, Volume, decode_runs
@@ -65,20 +67,24 @@ class Ground:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One turn of one trace. replies: of all turns of the trace, of which `turn` is the one to learn."""
+    """One turn of one trace. replies: of all turns of the trace, of which `turn` is the one to learn; skills: what it is shown."""
 
     row: TraceRow
     replies: tuple[str, ...]
     turn: int = 0
+    skills: tuple[Skill, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Turns to learn and turns to validate on; left_out: why traces were passed over -> how many."""
+    """Turns to learn and turns to validate on; left_out: why traces were passed over -> how many; dealt: kind of skills shown (see
+    `lessons`) -> training traces, empty without a bank; bank: what validation requests are answered with."""
 
     train: tuple[Sample, ...]
     val: tuple[Sample, ...]
     left_out: dict[str, int] = field(default_factory=dict)
+    dealt: dict[str, int] = field(default_factory=dict)
+    bank: Retriever | None = None
 
 
 class Bounded(OrderedDict[str, Value], Generic[Value]):
@@ -181,11 +187,11 @@ def _rows(path: Path, dataset: RawDataset) -> tuple[TraceRow, ...]:
     return tuple(rows)
 
 
-def read_samples(ground: Ground) -> Samples:
+def read_samples(ground: Ground, lessons: Lessons | None = None) -> Samples:
     """The samples of a fold: training cases in training language, validation cases in validation language.
 
-    Where no request of the validation cases is of the validation language, their training language is taken. DatasetError when there
-    are no traces, NothingToDoError when they leave nothing to train on.
+    lessons: has a share of them shown skills of a bank. Where no request of the validation cases is of the validation language, their
+    training language is taken. DatasetError when there are no traces, NothingToDoError when they leave nothing to train on.
     """
     path, rows = ground.traces, ground.rows
     if rows is None:
@@ -195,29 +201,45 @@ def read_samples(ground: Ground) -> Samples:
     of_val = [r for r in rows if r.case in ground.fold.val]
     of_val = [r for r in of_val if r.language_split == VAL] or [r for r in of_val if r.language_split in (TRAIN, "")]
     left_out: dict[str, int] = {}
-    train, val = (tuple(_turns(ground, part, stored, left_out)) for part in (of_train, of_val))
+    dealt: Counter[str] = Counter()
+    train = tuple(_turns(ground, of_train, stored, left_out, lessons, dealt))
+    val = tuple(_turns(ground, of_val, stored, left_out, lessons, Counter()))
     if not train:
         why = "; ".join(f"{count} times: {reason}" for reason, count in left_out.items()) or (
             f"of its {len(rows)} traces none is of the {len(ground.fold.train)} training cases of fold {ground.number} in training language"
         )
         raise NothingToDoError(f"{path} holds nothing to train on: {why}. Make the traces again with seerseg_make_traces.")
-    return Samples(train, val, left_out)
+    return Samples(train, val, left_out, dict(sorted(dealt.items())), lessons.bank if lessons is not None else None)
 
 
-def _turns(ground: Ground, rows: Sequence[TraceRow], stored: set[str], left_out: dict[str, int]) -> Iterator[Sample]:
+def _turns(
+    ground: Ground,
+    rows: Sequence[TraceRow],
+    stored: set[str],
+    left_out: dict[str, int],
+    lessons: Lessons | None,
+    dealt: Counter[str],
+) -> Iterator[Sample]:
     blank: dict[str, CaseViews] = {}
+    modality: dict[str, str | None] = {}
     for row in rows:
         if row.case not in stored:
             left_out["the case is not preprocessed"] = left_out.get("the case is not preprocessed", 0) + 1
             continue
         if row.case not in blank:
-            blank[row.case] = render(_Blank(open_case(ground.folder, row.case).grid), ground.spec)
+            opened = open_case(ground.folder, row.case)
+            blank[row.case], modality[row.case] = render(_Blank(opened.grid), ground.spec), opened.modality(ground.channel)
+        skills: tuple[Skill, ...] = ()
+        if lessons is not None:
+            lesson = lessons.deal(row, modality[row.case])
+            row, skills = lesson.row, lesson.skills
+            dealt[lesson.kind] += 1
         try:
             replies = ground.protocol.targets(row.trace, blank[row.case])
         except DatasetError as error:
             left_out[str(error)] = left_out.get(str(error), 0) + 1
             continue
-        yield from (Sample(row, replies, turn) for turn in range(len(replies)))
+        yield from (Sample(row, replies, turn, skills) for turn in range(len(replies)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,7 +258,7 @@ class _Blank:
 def dialogue_of(sample: Sample, ground: Ground, views: CaseViews) -> list[Message]:
     """All messages before the reply to learn, as an episode that went as the trace did would have them."""
     protocol, trace = ground.protocol, sample.row.trace
-    messages = protocol.opening(views, sample.row.text, (), ground.targets.names)
+    messages = protocol.opening(views, sample.row.text, sample.skills, ground.targets.names)
     for turn in range(sample.turn):
         messages.append(text_message("assistant", sample.replies[turn]))
         drawn = trace.turns[turn].mask if turn < len(trace.turns) else ""
@@ -335,9 +357,16 @@ def validation_sets(rows: Sequence[TraceRow], count: int) -> list[list[TraceRow]
 
 
 def validate(
-    sets: Sequence[Sequence[TraceRow]], ground: Ground, cases: Cases, reasoner: Reasoner, segmenter: Segmenter, *, seed: int = 0
+    sets: Sequence[Sequence[TraceRow]],
+    ground: Ground,
+    cases: Cases,
+    reasoner: Reasoner,
+    segmenter: Segmenter,
+    *,
+    seed: int = 0,
+    bank: Retriever | None = None,
 ) -> dict[str, float]:
-    """Answer the requests of paraphrase sets greedily and draw the answers.
+    """Answer the requests of paraphrase sets greedily, with the skills that a bank has for them, and draw the answers.
 
     "exact": share of all requests whose answer is the trace's; "faults": whose reply could not be read; "dice_mean", "dice_worst",
     "dice_std": means over sets with a present target of mean, worst and std (ddof 0) over their paraphrases.
@@ -352,6 +381,7 @@ def validate(
             protocol=ground.protocol,
             reasoner=reasoner,
             segmenter=segmenter,
+            bank=bank,
             targets=ground.targets,
             seed=seed,
         )

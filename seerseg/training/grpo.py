@@ -27,7 +27,8 @@ from seerseg.reasoners.vlm_loading import Loaded, Source, quiet
 from seerseg.rewards import RewardConfig, preset
 from seerseg.segmenters.base import Segmenter
 from seerseg.segmenters.cache import CachedSegmenter
-from seerseg.skills.base import Retriever
+from seerseg.skills.base import EmptyBank, Retriever
+from seerseg.skills.fence import LiveBank
 from seerseg.training.callbacks import Metrics, Outside, PartTimer, Survival, in_words
 from seerseg.training.data import Cases, Ground, evenly, schedule
 from seerseg.training.guards import GrpoSettings, check_arguments, check_batch, check_model, check_segmenter, check_trl
@@ -93,8 +94,8 @@ def train_grpo(
 ) -> Ended:
     """Train, or go on training, to the last step, the end of the time, or a signal; checkpoints are in `run` afterwards.
 
-    reward: that of the protocol (`reward_for`) when None. TrainingError, OutputError: see `in_words`. PlanError, UsageError, ModelError:
-    what cannot be trained so is refused before the first step.
+    reward: that of the protocol (`reward_for`) when None; bank: a `LiveBank` is looked up anew at every step. TrainingError, OutputError:
+    see `in_words`. PlanError, UsageError, ModelError: what cannot be trained so is refused before the first step.
     """
     check_trl()
     outside, parts = outside or Outside(), PartTimer()
@@ -105,7 +106,16 @@ def train_grpo(
     scenes = StoredScenes(cases, settings.cache_bytes)
     cached = segmenter if isinstance(segmenter, CachedSegmenter) else CachedSegmenter(segmenter)
     rollouts = Rollouts(rollout_reasoner(loaded, settings), scenes, ground.protocol, cached, reward, bank=bank, parts=parts)
-    survival = Survival(run, settings, outside=outside, score=score)
+    live = bank if isinstance(bank, LiveBank) else None
+    if live is not None:
+        if resume_from is not None and resume_from.bank is not None:
+            live.check_descends(resume_from.bank)
+        live.say = outside.say
+        outside.say(f"The bank {live.folder.folder} is at state {live.number}, version {live.version[:12]}")
+    validates = settings.evaluate_steps > 0 and settings.validation_sets > 0 and bool(sets.val)
+    survival = Survival(
+        run, settings, outside=outside, score=score, validates=validates, bank=lambda: None if live is None else live.to_json()
+    )
     with quiet():
         trainer = make_trainer(
             loaded,
@@ -364,6 +374,7 @@ class _Steps:
         """Rollouts of this process's part of the batch; groups without spread are drawn anew from other sets."""
         group, first = self.grpo.group, self.accelerator.process_index * len(inputs)
         before = self._counts()
+        self._look_up_bank()
         numbers = {first + i: int(row[_ROW]) for i, row in enumerate(inputs)}
         with self.whole_model():
             with self.rollouts.parts.part("rollouts"):
@@ -382,6 +393,7 @@ class _Steps:
         self.note("zero_spread_left", float(flat.mean()))
         self._note_cache(before)
         self._now = [made[place] for place in numbers]
+        self._note_skills(self._now)
         return self._now
 
     def job(self, place: int, number: int, attempt: int) -> Job:
@@ -460,6 +472,7 @@ class _Steps:
 
     def validated(self) -> dict[str, float]:
         """Greedy answers to the validation sets: every term's mean; over sets the mean of Dice's mean, worst and std over wordings."""
+        self._look_up_bank()
         mine = range(self.accelerator.process_index, len(self.val_sets), self.accelerator.num_processes)
         found: list[tuple[int, dict[str, list[float]]]] = []
         with self.whole_model():
@@ -478,6 +491,27 @@ class _Steps:
         """A number of this step."""
         mode = "train" if self.model.training else "eval"
         self._metrics[mode][name].append(float(value))  # type: ignore[attr-defined]
+
+    def _look_up_bank(self) -> None:
+        """Go to the newest state of a live bank that every process sees."""
+        import torch
+
+        bank = self.rollouts.bank
+        if isinstance(bank, LiveBank):
+            bank.refresh(int(self.together(torch.tensor([bank.newest()])).min()))
+
+    def _note_skills(self, rollouts: Sequence[Rollout]) -> None:
+        import torch
+
+        bank = self.rollouts.bank
+        if isinstance(bank, EmptyBank):
+            return
+        counts = [[len(r.dialogue.skills), bool(r.dialogue.answer and r.dialogue.answer.skills)] for r in rollouts]
+        shown, named = self.together(torch.tensor(counts, dtype=torch.float64)).T
+        self.note("skills_shown", float(shown.mean()))
+        self.note("skills_named", float(named.mean()))
+        if isinstance(bank, LiveBank):
+            self.note("bank_state", bank.number)
 
     def _counts(self) -> tuple[int, int]:
         cached = self.rollouts.segmenter

@@ -37,11 +37,13 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint. score: higher is better, None where nothing was validated at this step."""
+    """A whole checkpoint. score: higher is better, None where nothing was validated at this step; bank: number and version of the state
+    of the live bank that its step was shown, None without one."""
 
     path: Path
     step: int
     score: float | None = None
+    bank: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ class RunFolder:
         for path in self.checkpoints.glob("checkpoint-*"):
             if (path / CHECKPOINT_FILE).is_file():
                 said = read_json(path / CHECKPOINT_FILE, OutputError, CHECKPOINT_SCHEMA)
-                found.append(Checkpoint(path, int(said["step"]), said.get("score")))
+                found.append(Checkpoint(path, int(said["step"]), said.get("score"), said.get("bank")))
         return sorted(found, key=lambda c: c.step)
 
     @property
@@ -160,7 +162,7 @@ class RunFolder:
         self._forget_after(latest.step if latest else -1)
         return latest
 
-    def commit(self, written: Path, step: int, score: float | None) -> Checkpoint:
+    def commit(self, written: Path, step: int, score: float | None, bank: Mapping[str, Any] | None = None) -> Checkpoint:
         """Make what lies in the folder `written` the checkpoint of a step. OutputError when it cannot be."""
         target = self.checkpoints / f"checkpoint-{step}"
         if not written.is_dir():
@@ -170,7 +172,8 @@ class RunFolder:
             # pickles that nothing reads again: a folder that is moved must not be able to run code
             for stale in written.glob("training_args.bin"):
                 stale.unlink()
-            write_json(written / CHECKPOINT_FILE, {"schema": CHECKPOINT_SCHEMA, "step": step, "score": score})
+            said = {"schema": CHECKPOINT_SCHEMA, "step": step, "score": score}
+            write_json(written / CHECKPOINT_FILE, said if bank is None else {**said, "bank": dict(bank)})
             for path in _files(written):
                 _flush(path)
             if target.exists():
@@ -179,7 +182,7 @@ class RunFolder:
             _flush(self.checkpoints)
         except OSError as error:
             raise OutputError(cannot_save(self, step, error.strerror or str(error))) from error
-        made = Checkpoint(target, step, score)
+        made = Checkpoint(target, step, score, bank)
         self._rotate()
         return made
 

@@ -65,7 +65,7 @@ def train_sft(
     held_out = tuple(evenly(samples.val, settings.validation_rows))
     evaluates = settings.evaluate_steps > 0 and bool(held_out)
     val = Collator(reasoner, ground, held_out, settings.cache_bytes // 4)
-    survival = Survival(run, settings, outside=outside, score=score)
+    survival = Survival(run, settings, outside=outside, score=score, validates=evaluates)
     kept: list[TrainerCallback] = [survival, Metrics(run, settings, parts, outside), *callbacks]
     if evaluates and segmenter is not None and settings.validation_sets:
         kept.insert(0, Answers(ground, samples, settings, loaded, segmenter))
@@ -175,7 +175,7 @@ class Answers(TrainerCallback):
     def __init__(self, ground: Ground, samples: Samples, settings: TrainSettings, loaded: Loaded, segmenter: Segmenter) -> None:
         self.ground, self.settings, self.loaded, self.segmenter = ground, settings, loaded, segmenter
         self.sets = validation_sets(list({id(s.row): s.row for s in samples.val}.values()), settings.validation_sets)
-        self.cases = Cases(ground, settings.cache_bytes // 4)
+        self.cases, self.bank = Cases(ground, settings.cache_bytes // 4), samples.bank
         self.trainer: Any = None
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -200,7 +200,7 @@ class Answers(TrainerCallback):
         kind = getattr(torch, self.settings.dtype)
         try:
             with torch.autocast(base.device.type, dtype=kind, enabled=kind != torch.float32):
-                return validate(self.sets, self.ground, self.cases, reasoner, self.segmenter)
+                return validate(self.sets, self.ground, self.cases, reasoner, self.segmenter, bank=self.bank)
         finally:
             base.train(training)
 
@@ -236,7 +236,8 @@ def _tell(found: list[dict[str, float]]) -> list[dict[str, float]]:
 
 def _characters(samples: Samples, number: int) -> int:
     sample = samples.train[number]
-    return len(sample.row.text) + sum(map(len, sample.replies[: sample.turn + 1])) + 10_000 * sample.turn
+    skills = sum(len(skill.when) + len(skill.what) + 40 for skill in sample.skills)
+    return len(sample.row.text) + skills + sum(map(len, sample.replies[: sample.turn + 1])) + 10_000 * sample.turn
 
 
 def _table(numbers: Sequence[int]) -> Any:
