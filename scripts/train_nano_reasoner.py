@@ -534,17 +534,18 @@ class Maker:
             if answer != ABSENT and text.count(surface) == 1 and rng.random() < ONLY_SKILL:
                 word = _nonsense_name(rng)
                 text, surface = text.replace(surface, word), word
-                shown, named = self._skills(rng, surface, name, answer, style, modality, fitting=True)
+                shown, named = self._skills(rng, surface, name, answer, style, modality, fitting=True, near=False)
             else:
-                shown, named = self._skills(rng, surface, name, answer, style, modality, fitting=rng.random() < FITTING)
+                shown, named = self._skills(rng, surface, name, answer, style, modality, fitting=rng.random() < FITTING, near=True)
         means = f"{surface}: {name}" if surface and normalise_name(surface) != normalise_name(name) and len(surface.split()) <= 5 else name
         return Sample(text, reply_of(evidence, named + (f"{means}, {why}" if why else means), answer), answer, style, shown)
 
     def _skills(
-        self, rng: random.Random, surface: str, name: str, answer: str, style: str, modality: str | None, *, fitting: bool
+        self, rng: random.Random, surface: str, name: str, answer: str, style: str, modality: str | None, *, fitting: bool, near: bool
     ) -> tuple[tuple[Skill, ...], str]:
         """Skills as SEER-Loop writes them: the one for `surface` when `fitting`, and others that are for other words, mostly of
-        relatives of the structure; what the rationale says of the one that is used."""
+        relatives of the structure; what the rationale says of the one that is used. near: half of the fitting ones are for other words for
+        the same, as a bank finds them for words that it never met."""
         own = self.entry(name)
         kin = [n for n in (own.twin, own.part_of, *own.members, *self._siblings(own)) if n and n != own.name]
         made = []
@@ -556,15 +557,15 @@ class Maker:
                 made.append(_skill(rng, words, other.name, modality))
         if not fitting:
             return tuple(made), ""
-        words = [
-            surface,
-            *rng.sample([t for t in own.texts(splits=("train",)) if t != surface], min(2, len(own.texts(splits=("train",))) - 1)),
-        ]
+        more = [t for t in own.texts(splits=("train",)) if t != surface]
+        words = rng.sample(more, min(len(more), rng.randint(1, 3)))
+        if not words or not near or rng.random() < 0.5:
+            words = [surface, *words[:2]]
         rng.shuffle(words)
-        made.append(_skill(rng, tuple(words), answer, modality, style))
+        right = _skill(rng, tuple(words), answer, modality, style)
+        made.append(right)
         rng.shuffle(made)
-        place = next(i for i, s in enumerate(made, start=1) if surface in s.words)
-        return tuple(made), f"[{place}] "
+        return tuple(made), f"[{made.index(right) + 1}] "
 
     def _siblings(self, entry: Entry) -> tuple[str, ...]:
         if entry.name not in self._sibling_names:
