@@ -248,7 +248,7 @@ def base_place(role: str, part: str) -> str | None:
     >>> base_place("segmenter", "nnunet:/models/Dataset042/3d_fullres?folds=0")
     'base/segmenter/3d_fullres'
     """
-    kind, colon, source = part.partition(":") if ":" in part else ("", "", part)
+    _, colon, source = part.partition(":") if ":" in part else ("", "", part)
     place = source.partition("?")[0].rstrip("/")
     return f"{BASE}/{role}/{place.rpartition('/')[2]}" if place and (colon or "/" in place) else None
 

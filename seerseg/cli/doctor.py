@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
-from seerseg.cli.options import command, json_option, print_json
+from seerseg.cli.options import command, folder_options, json_option, option, print_json
 
 State = Literal["ok", "note", "problem"]
 CORE = (
@@ -42,18 +42,41 @@ class Finding:
     remedy: str = ""
 
 
-@command("seerseg_doctor", epilog="Exit code 1 when something is a problem, 0 otherwise.")
+@command(
+    "seerseg_doctor",
+    epilog="Examples: seerseg_doctor | seerseg_doctor --model models/mine | seerseg_doctor -d 4 -f 0. "
+    "Exit code 1 when something is a problem, 0 otherwise.",
+)
+@option("-m", "--model", "--model_folder", "model_folder", metavar="DIR", help="Look at this model alone: what it needs, and what to copy.")
+@option("-d", "--dataset", metavar="ID", help="Look at the trained model of this dataset, with -f.")
+@option("-f", "--fold", type=int, metavar="FOLD", help="Fold of the trained model. Default with -d: 0.")
+@option("-p", "--plans", metavar="NAME", help="Plans of the trained model, where there are several.")
+@folder_options("results")
 @json_option
 @click.pass_context
-def doctor(context: click.Context, as_json: bool) -> None:
-    """Look at folders, versions, torchvision, GPU, memory, workers and weights, and say what to do."""
-    findings = [*folders(), *versions(), *torchvision(), *hardware(), *models()]
-    if as_json:
+def doctor(context: click.Context, **given: Any) -> None:
+    """Look at folders, versions, torchvision, GPU, memory, workers and weights, or at one model, and say what to do; never the network."""
+    if given["model_folder"] or given["dataset"]:
+        findings = list(one_model(given))
+    else:
+        findings = [*folders(), *versions(), *torchvision(), *hardware(), *models()]
+    if given["as_json"]:
         print_json({"schema": 1, "findings": [asdict(f) for f in findings]})
     else:
         show(findings)
     if any(f.state == "problem" for f in findings):
         context.exit(1)
+
+
+def one_model(given: dict[str, Any]) -> Iterator[Finding]:
+    """What one trained model needs on this machine."""
+    from seerseg.cli.export import model_folder
+    from seerseg.exchange import look
+
+    folder = model_folder(given)
+    yield from torchvision()
+    for part in look(folder):
+        yield Finding(f"Model {folder.name}", part.name, part.state, part.value, part.remedy)
 
 
 def show(findings: list[Finding]) -> None:
