@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seerseg.cli.options import Progress, command, folder_options, json_option, option, print_json, several
+from seerseg.cli.slurm_options import slurm_options
 from seerseg.errors import DatasetError, RequestError, SomeCasesFailedError, UsageError, did_you_mean
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ _EPILOG = (
 @option("--report", "report_file", metavar="FILE", help="An HTML page with everything (needs the extra 'report').")
 @folder_options("raw", "preprocessed")
 @json_option
+@slurm_options("seerseg.cli.evaluate")
 def evaluate(folders: tuple[str, ...], as_json: bool, output: str | None, **given: Any) -> None:
     """Score masks: Dice, NSD and HD95 in mm, volumes; stability over paraphrases; what free text costs; absent targets."""
     if given["report_file"]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json
+from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
     from seerseg.dataset import RawDataset, Request, Splits
@@ -42,6 +43,7 @@ MODES = ("frozen", "transductive")
 @device_option
 @folder_options("raw", "preprocessed", "results")
 @json_option
+@slurm_options("seerseg.cli.evolve", last=(), rounds="rounds", watched=lambda given: _watched(given))
 def evolve(**given: Any) -> None:
     """Evolve a skill bank: learn on training cases, accept on bank cases, never look at validation and test.
 
@@ -80,6 +82,8 @@ def _run_part(loop: SeerLoop, parts: int, part: int) -> int:
     from seerseg.skills.base import EmptyBank
 
     finished = sum(h.message.startswith("round ") for h in loop.bank.history())
+    if finished >= loop.settings.rounds:
+        return 0
     _, frozen, chosen = loop.prepare(finished + 1)
     cases = sorted({r.case for r in chosen})[part::parts]
     mine = [r for r in chosen if r.case in set(cases)]
@@ -189,6 +193,20 @@ def _parts(dataset: RawDataset, splits: Splits, fold: int, mode: str) -> tuple[l
     known = [r for r in dataset.requests if r.has_target]
     train, bank = set(chosen.train), set(chosen.bank)
     return [r for r in known if r.case in train], [r for r in known if r.case in bank], {*splits.test, *chosen.val, *bank}
+
+
+def _watched(given: dict[str, Any]) -> list[Path]:
+    """The files that keep episodes."""
+    from dataclasses import replace
+
+    from seerseg.model import ModelSpec
+    from seerseg.paths import raw_folder, resolve_dataset
+    from seerseg.slurm import PART
+
+    spec = replace(ModelSpec(), **{part: given[part] for part in ("reasoner", "segmenter", "protocol") if given[part]})
+    folder = _bank_folder(given, resolve_dataset(given["dataset"], raw_folder(given["raw_folder"])), spec)
+    suffix = f"_part{PART}" if given["num_parts"] > 1 else ""
+    return [folder / f"memo{suffix}.jsonl", folder / f"memo_raw{suffix}.jsonl"]
 
 
 def _bank_folder(given: dict[str, Any], name: str, spec: Any) -> Path:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json, several
+from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
     from seerseg.dataset import RawDataset
@@ -48,6 +49,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str | None
 @device_option
 @folder_options("raw", "preprocessed")
 @json_option
+@slurm_options("seerseg.cli.make_traces", last=(), watched=lambda given: _watched(given))
 def make_traces(datasets: tuple[str, ...], as_json: bool, **given: Any) -> None:
     """Make traces of a dataset's requests: evidence from scan and label, rationale, answer: traces.jsonl."""
     from seerseg.errors import DatasetError, SomeCasesFailedError, UsageError
@@ -83,6 +85,14 @@ def make_traces(datasets: tuple[str, ...], as_json: bool, **given: Any) -> None:
     if faults:
         kind = SomeCasesFailedError if made else DatasetError
         raise kind(f"{len(faults)} could not be used or checked, the rest is written. First: {faults[0]}")
+
+
+def _watched(given: dict[str, Any]) -> list[Path]:
+    """The files of the cases."""
+    from seerseg.paths import preprocessed_folder, raw_folder, resolve_dataset
+
+    raw, target = raw_folder(given["raw_folder"]), preprocessed_folder(given["preprocessed_folder"])
+    return [target / resolve_dataset(identifier, raw) / "traces" for identifier in given["datasets"]]
 
 
 def _open(folder: Path) -> tuple[RawDataset, list[str]]:

@@ -40,7 +40,9 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Rewrite the arguments into click's own spelling, then parse."""
-        return super().parse_args(ctx, normalise(self.get_params(ctx), args, ctx))
+        typed = normalise(self.get_params(ctx), args, ctx)
+        ctx.meta["seerseg.arguments"] = tuple(typed)  # for commands that hand their own line on
+        return super().parse_args(ctx, typed)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run; a SeerSegError becomes its sentence and its exit code, an interrupt the code of a run to be continued."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json
+from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
     from seerseg.prediction import Predictor, RunReport
@@ -47,6 +48,7 @@ _SHOWN_LINES = 8
 @option(
     "--part_id", type=click.IntRange(0), default=0, envvar="SEERSEG_PART_ID", metavar="I", help="... of which this is number I, from 0."
 )
+@option("--merge_parts", type=click.IntRange(1), metavar="N", help="Predict nothing: join the ledgers of N parts, say what is missing.")
 @option("-npp", "--readers", type=click.IntRange(0), default=1, metavar="N", help="Threads that read; 0: no overlap at all.")
 @option("-nps", "--writers", type=click.IntRange(1), default=1, metavar="N", help="Threads that write.")
 @option("--max_memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Scans in flight. Default: a quarter of the memory.")
@@ -57,11 +59,14 @@ _SHOWN_LINES = 8
 @folder_options("results")
 @json_option
 @click.option("--verbose", is_flag=True, help="List every ignored file and every row.")
+@slurm_options("seerseg.cli.predict", last=("--merge_parts", "{parts}"), watched=lambda given: _watched(given), interrupts=False)
 def predict(**given: Any) -> None:
     """Segment what the words ask for: one mask file per case, with a JSON record beside it."""
     from seerseg.errors import UsageError
     from seerseg.prediction import Options, StopOnSignals, predict_folder
 
+    if given["merge_parts"]:
+        _merge(given)
     if given["part_id"] >= given["num_parts"]:
         raise UsageError(f"--part_id {given['part_id']} does not exist: parts of --num_parts {given['num_parts']} count from 0.")
     options = Options(
@@ -131,6 +136,45 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         bank=given["bank"],
         consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),
     )
+
+
+def _watched(given: dict[str, Any]) -> list[str]:
+    """The ledger that a part writes."""
+    from pathlib import Path
+
+    from seerseg.errors import UsageError
+    from seerseg.slurm import PART
+
+    for name in ("source", "requests", "model_folder"):
+        if given[name] and not Path(given[name]).expanduser().exists():
+            raise UsageError(f"There is no {given[name]}, so nothing was handed to Slurm.")
+    return [f"{given['output']}/ledger{'' if given['num_parts'] == 1 else '.' + PART}.jsonl"]
+
+
+def _merge(given: dict[str, Any]) -> None:
+    """Join the parts' ledgers, say how the cases stand, end with the code of the whole."""
+    from seerseg.slurm import merge_parts
+
+    found = merge_parts(
+        given["source"],
+        given["output"],
+        given["merge_parts"],
+        prompts=given["prompts"],
+        requests=given["requests"],
+        channels=given["channels"],
+    )
+    if given["as_json"]:
+        print_json(found.to_json())
+
+    def say(line: str) -> None:
+        click.echo(line, err=given["as_json"])
+
+    _listed(say, "Problem", found.problems, given["verbose"])
+    _listed(say, "Never begun", [f"part {part}" for part in found.idle], given["verbose"])
+    _listed(say, "Missing", [f"{case} (part {part})" for case, part in found.missing.items()], given["verbose"])
+    _listed(say, "Failed", [f"{case}: {why}" for case, why in found.failed.items()], given["verbose"])
+    say(f"{found.total} cases: {found.done} done, {len(found.failed)} failed, {len(found.missing)} missing. Masks are in {found.output}")
+    raise click.exceptions.Exit(found.exit_code)
 
 
 class _Shown:

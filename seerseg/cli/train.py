@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seerseg.cli.options import command, device_option, folder_options, json_option, option, print_json
+from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
     from seerseg.reasoners.vlm_loading import Source
@@ -73,6 +74,7 @@ _EDITS = {  # option -> plan value; {stage} is filled in
 @option("--offline/--online", default=True, help="Never / if needed fetch models from a hub.")
 @folder_options("raw", "preprocessed", "results")
 @json_option
+@slurm_options("seerseg.cli.train", again=("-c",), watched=lambda given: _watched(given), distributed=True, interrupts=False)
 def train(**given: Any) -> None:
     """Teach a reasoner on one fold of a dataset; the run's folder is then a model for seerseg_predict."""
     job = _Job.of(given)
@@ -306,6 +308,25 @@ def _outside(job: _Job, stop: Any, max_minutes: float | None) -> Outside:
             click.echo(line)
 
     return Outside(stop=stop, max_minutes=max_minutes or math.inf, say=say, draw=plot_progress)
+
+
+def _watched(given: dict[str, Any]) -> list[Path]:
+    """The checkpoints of the run."""
+    from seerseg.paths import raw_folder, resolve_dataset, results_folder
+    from seerseg.protocols import load_protocol
+    from seerseg.training.runs import open_run
+
+    run = open_run(
+        results_folder(given["results_folder"]),
+        resolve_dataset(given["dataset"], raw_folder(given["raw_folder"])),
+        _fold(given["fold"]),
+        given["stage"],
+        plans=given["plans"],
+        protocol=load_protocol(given["protocol"]).name,
+        reasoner=_reasoner(given["reasoner"]),
+        segmenter=given["segmenter"],
+    )
+    return [run.checkpoints]
 
 
 def _edits(given: dict[str, Any]) -> dict[str, Any]:
