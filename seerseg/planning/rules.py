@@ -247,7 +247,7 @@ def _optimisation(sheet: _Sheet, pairs: int) -> None:
     sheet.put("grpo.evaluations", 10, "validations over the whole run, evenly spread")
     sheet.put("grpo.beta", 0.01, "weight of the divergence from the model that GRPO began with")
     sheet.put("grpo.temperature", 1.0, "replies are drawn as the model gives them: the gradient is of that policy")
-    rates = {"lora": (1e-4, 1e-5), "full": (1e-5, 1e-6), "small": (3e-4, 1e-5)}
+    rates = {"lora": (1e-4, 1e-5), "full": (1e-5, 1e-6), "small": (3e-4, 1e-4)}
     meaning = {"lora": "adapters", "full": "whole models of 100 million parameters and more", "small": "whole models of fewer parameters"}
     for kind, (sft, grpo) in rates.items():
         sheet.put(f"sft.learning_rate_{kind}", sft, f"peak rate of {meaning[kind]}")
