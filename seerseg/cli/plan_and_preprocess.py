@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from seerseg.cli.options import Function, Progress, command, folder_options, json_option, option, print_json, several
+from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
     from seerseg.dataset import IntegrityReport, RawDataset
@@ -44,6 +45,31 @@ def _workers(function: Function) -> Function:
     return option(
         "-np", "--num_processes", "processes", type=click.IntRange(1), metavar="N", help="Processes. Default: what the plan says."
     )(function)
+
+
+def _parts(function: Function) -> Function:
+    """--num_parts, --part_id: the storing of cases shared among several runs."""
+    which = option(
+        "--part_id", type=click.IntRange(0), default=0, envvar="SEERSEG_PART_ID", metavar="I", help="... only store those of run I, from 0."
+    )
+    count = option(
+        "--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share the cases among N runs ..."
+    )
+    return count(which(function))
+
+
+def _part(num_parts: int, part_id: int) -> tuple[int, int]:
+    from seerseg.errors import UsageError
+
+    if part_id >= num_parts:
+        raise UsageError(f"--part_id {part_id} does not exist: parts of --num_parts {num_parts} count from 0.")
+    return part_id, num_parts
+
+
+def _watched(given: dict[str, Any]) -> list[Path]:
+    """The stored cases."""
+    places = _places(given["datasets"], given["raw_folder"], given["preprocessed_folder"])
+    return [place.folder / "cases" for place in places]
 
 
 @dataclass(frozen=True)
@@ -118,14 +144,18 @@ def plan(
 @_workers
 @option("--clean", is_flag=True, help="Preprocess every case again, also those that are up to date.")
 @option("--resample_channels", is_flag=True, help="Resample channels that lie on another grid to the first channel's.")
+@_parts
 @folder_options("raw", "preprocessed")
 @json_option
+@slurm_options("seerseg.cli.plan_and_preprocess", last=(), watched=_watched)
 def preprocess(
     datasets: tuple[str, ...],
     plans_name: str,
     processes: int | None,
     clean: bool,
     resample_channels: bool,
+    num_parts: int,
+    part_id: int,
     raw_folder: str | None,
     preprocessed_folder: str | None,
     as_json: bool,
@@ -135,13 +165,16 @@ def preprocess(
     from seerseg.planning import hardware, load_plans
 
     done, reports = [], {}
+    part = _part(num_parts, part_id)
     for place in _places(datasets, raw_folder, preprocessed_folder):
         path = place.folder / f"{plans_name}.json"
         if not path.is_file():
             raise PlanError(f"There is no {path}. Run seerseg_plan -d {place.name} first, or seerseg_plan_and_preprocess.")
         plans = load_plans(path).on(hardware())
         workers = processes or int(plans.value("workers.read"))
-        reports[place.name] = _store(place, _open(place), plans.store_layout, workers, clean=clean, resample_channels=resample_channels)
+        reports[place.name] = _store(
+            place, _open(place), plans.store_layout, workers, clean=clean, resample_channels=resample_channels, part=part
+        )
         done.append({"dataset": place.name, "preprocessed": _report(reports[place.name])})
         if not as_json:
             click.echo(_summary(place, reports[place.name]))
@@ -159,8 +192,10 @@ def preprocess(
 @option("--no_pp", is_flag=True, help="Only measure and plan; store nothing.")
 @option("--clean", is_flag=True, help="Preprocess every case again, also those that are up to date.")
 @option("--resample_channels", is_flag=True, help="Resample channels that lie on another grid to the first channel's.")
+@_parts
 @folder_options("raw", "preprocessed")
 @json_option
+@slurm_options("seerseg.cli.plan_and_preprocess", last=(), watched=_watched)
 def plan_and_preprocess(
     datasets: tuple[str, ...],
     plans_name: str,
@@ -170,13 +205,19 @@ def plan_and_preprocess(
     no_pp: bool,
     clean: bool,
     resample_channels: bool,
+    num_parts: int,
+    part_id: int,
     raw_folder: str | None,
     preprocessed_folder: str | None,
     as_json: bool,
 ) -> None:
-    """Measure, plan, split and preprocess datasets, decoding each file once. Continues where it stopped."""
+    """Measure, plan, split and preprocess datasets, decoding each file once. Continues where it stopped.
+
+    With --num_parts the parts store their cases side by side; the same line once more without it measures and plans.
+    """
     from seerseg.planning import hardware, summarise
 
+    part = _part(num_parts, part_id)
     done: list[dict[str, Any]] = []
     reports: dict[str, PreprocessReport] = {}
     for place in _places(datasets, raw_folder, preprocessed_folder):
@@ -195,9 +236,12 @@ def plan_and_preprocess(
             found = _fingerprint(place, dataset, npfp or processes)
         else:
             layout, planned = _layout(place, dataset, machine, plans_name)
-            report = _store(place, dataset, layout, processes or planned, clean=clean, resample_channels=resample_channels)
+            report = _store(place, dataset, layout, processes or planned, clean=clean, resample_channels=resample_channels, part=part)
             reports[place.name] = report
             entry["preprocessed"] = _report(report)
+            if part[1] > 1:
+                click.echo(_summary(place, report), err=as_json)
+                continue
             found = summarise(dataset, list(report.records.values()), report.failed)
             _save(place, found)
             if not as_json:
@@ -283,16 +327,20 @@ def _layout(place: _Place, dataset: RawDataset, machine: Hardware, plans_name: s
 
 
 def _store(
-    place: _Place, dataset: RawDataset, layout: dict[str, int], workers: int, *, clean: bool, resample_channels: bool
+    place: _Place, dataset: RawDataset, layout: dict[str, int], workers: int, *, clean: bool, resample_channels: bool, part: tuple[int, int]
 ) -> PreprocessReport:
-    from seerseg.store import StoreLayout, preprocess
+    from seerseg.store import PreprocessReport, StoreLayout, preprocess
 
-    with _progress(len(dataset.cases), f"{place.name}: preprocessing") as step:
+    mine = sorted(dataset.cases)[part[0] :: part[1]] if part[1] > 1 else list(dataset.cases)
+    if dataset.cases and not mine:
+        return PreprocessReport((), (), {}, {}, 0.0)
+    with _progress(len(mine), f"{place.name}: preprocessing") as step:
         return preprocess(
             dataset,
             place.folder,
             layout=StoreLayout(**layout),
             workers=workers,
+            cases=mine,
             clean=clean,
             resample_channels=resample_channels,
             progress=lambda outcome: step(),

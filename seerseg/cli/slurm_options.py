@@ -57,16 +57,19 @@ def slurm_options(
                 return function(*args, **given)
 
         made: Any = run
-        for decorate in reversed(_options()):
+        shares = last is not None
+        for decorate in reversed(
+            _options("hand this line to Slurm; --num_parts N becomes an array of N." if shares else "hand this line to Slurm.")
+        ):
             made = decorate(made)
         return made
 
     return wrap
 
 
-def _options() -> list[Callable[[Function], Function]]:
+def _options(what: str) -> list[Callable[[Function], Function]]:
     return [
-        option("--slurm", is_flag=True, help="Slurm: hand this line to Slurm; --num_parts N becomes an array of N."),
+        option("--slurm", is_flag=True, help=f"Slurm: {what}"),
         option("--dry_run", is_flag=True, help="Slurm: print the script, hand in nothing."),
         option("--wait", is_flag=True, help="Slurm: stay until the job has ended, with its exit code."),
         option("--site", metavar="FILE", help="Slurm: partition, memory, time ... Default: the file named by seerseg_site."),
