@@ -40,19 +40,27 @@ NAME = "Dataset004_Hippocampus"
 FOLD = 0
 
 
+def parser(what: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """What both tables take."""
+    made = argparse.ArgumentParser(description=what, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("out", type=Path)
+    made.add_argument("--reasoner", default="nano", help="what is trained")
+    made.add_argument("--per_target", type=int, default=16, help="wordings of a case and target")
+    made.add_argument("--rounds", type=int, default=2, help="of SEER-Loop")
+    made.add_argument("--per_round", type=int, default=320, help="requests of a round")
+    made.add_argument("--readings", type=int, default=5, help="of the consensus")
+    made.add_argument("--limit", type=int, help="only so many cases (for trying the script)")
+    made.add_argument("--split", choices=("test", "val"), default="test", help="val for development")
+    made.set_defaults(**defaults)
+    return made
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mr_hippocampus")
-    parser.add_argument("--reasoner", default="nano", help="what is trained")
-    parser.add_argument("--sft_minutes", type=float, default=20)
-    parser.add_argument("--grpo_minutes", type=float, default=20)
-    parser.add_argument("--per_target", type=int, default=16, help="wordings of a case and target")
-    parser.add_argument("--rounds", type=int, default=2, help="of SEER-Loop")
-    parser.add_argument("--readings", type=int, default=5, help="of the consensus")
-    parser.add_argument("--limit", type=int, help="only so many test cases (for trying the script)")
-    parser.add_argument("--split", choices=("test", "val"), default="test", help="val for development")
-    run = Run(parser.parse_args())
+    given = parser(__doc__)
+    given.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "mr_hippocampus")
+    given.add_argument("--sft_minutes", type=float, default=20)
+    given.add_argument("--grpo_minutes", type=float, default=20)
+    run = Run(given.parse_args())
     run.prepare()
     run.rows()
 
@@ -60,36 +68,46 @@ def main() -> None:
 class Run:
     """The stages, each kept when it is done."""
 
+    name, number = NAME, 4
+    said = "MSD hippocampus, {split} cases of the committed split, {split} language, fold {fold}, seed 0, nano segmenter."
+
     def __init__(self, given: argparse.Namespace) -> None:
         self.given, self.out = given, given.out.resolve()
-        if not (given.data / "dataset.json").is_file():
-            raise SystemExit(f"There is no dataset in {given.data}. Give the folder of MSD hippocampus in the raw layout with --data.")
         self.folders = {part: self.out / part for part in ("raw", "preprocessed", "results")}
         self.environment = {**os.environ, **{f"seerseg_{part}": str(path) for part, path in self.folders.items()}}
         os.environ |= self.environment
-        self.stored = self.folders["preprocessed"] / NAME
+        self.stored = self.folders["preprocessed"] / self.name
         self.seconds: dict[str, float] = {}
 
     def prepare(self) -> None:
         """Plan, preprocess, requests, traces, training."""
-        raw = self.folders["raw"] / NAME
+        if not (self.given.data / "dataset.json").is_file():
+            raise SystemExit(f"There is no dataset in {self.given.data}. Give the folder of MSD hippocampus in the raw layout with --data.")
+        raw = self.folders["raw"] / self.name
         if not raw.exists():
             raw.parent.mkdir(parents=True, exist_ok=True)
             shutil.copytree(self.given.data, raw, copy_function=_link)
         self.stored.mkdir(parents=True, exist_ok=True)
         if not (self.stored / "splits.json").exists():
             shutil.copy(SPLIT, self.stored / "splits.json")
-        self.command("preprocessing", "seerseg_plan_and_preprocess", "-d", "4")
-        self.command("requests", "seerseg_make_requests", "-d", "4", "--per_target", self.given.per_target, done=raw / "requests.jsonl")
-        self.command("plans that follow the requests", "seerseg_plan_and_preprocess", "-d", "4", done=self.stored / "traces.jsonl")
-        self.command("traces", "seerseg_make_traces", "-d", "4", done=self.stored / "traces.jsonl")
-        self.dataset = open_dataset(raw)
-        self.plans = load_plans(self.stored / "plans.json")
+        self.requests()
+        self.command("traces", "seerseg_make_traces", "-d", self.number, done=self.stored / "traces.jsonl")
         for stage, minutes in (("sft", self.given.sft_minutes), ("grpo", self.given.grpo_minutes)):
-            line = ("seerseg_train", NAME, FOLD, "--stage", stage, "--reasoner", self.given.reasoner, "--max_minutes", minutes, "-c")
+            line = ("seerseg_train", self.name, FOLD, "--stage", stage, "--reasoner", self.given.reasoner, "--max_minutes", minutes, "-c")
             if minutes > 0:
                 self.command(stage, *line, done=self.out / f"{stage}.done", allowed=(0, 75))
                 (self.out / f"{stage}.done").touch()
+
+    def requests(self) -> None:
+        """Plan, preprocess, requests, and the plan that follows them."""
+        raw = self.folders["raw"] / self.name
+        self.command("preprocessing", "seerseg_plan_and_preprocess", "-d", self.number, done=self.stored / "traces.jsonl")
+        line = ("seerseg_make_requests", "-d", self.number, "--per_target", self.given.per_target)
+        if not (raw / "requests.jsonl").exists():
+            self.command("requests", *line, done=raw / "requests.jsonl")
+            self.command("plans that follow the requests", "seerseg_plan_and_preprocess", "-d", self.number)
+        self.dataset = open_dataset(raw)
+        self.plans = load_plans(self.stored / "plans.json")
 
     def command(self, what: str, *line: Any, done: Path | None = None, allowed: Sequence[int] = (0,)) -> None:
         """One command as a user types it, unless `done` is there."""
@@ -103,29 +121,38 @@ class Run:
         if code not in allowed:
             raise SystemExit(f"{line[0]} ended with code {code}.")
 
-    def rows(self) -> None:
-        """Every row, then the table."""
+    def cases(self) -> list[str]:
+        """Those that the table is about."""
         splits = load_splits(self.stored / "splits.json", self.dataset)
         chosen = splits.test if self.given.split == "test" else splits.folds[FOLD].val
-        cases = list(chosen)[: self.given.limit]
-        free = [r for r in self.dataset.requests if r.case in set(cases) and r.has_target and r.style != "label_prompt"]
-        prompts = label_prompts(self.dataset, cases)
+        return list(chosen)[: self.given.limit]
+
+    def open(self) -> None:
+        """The segmenter that all rows share, and the models that stand before it unless trained here."""
         self.segmenter = CachedSegmenter(load_segmenter("nano"))
         names = tuple(self.dataset.canonical(label) for label in self.dataset.labels)
-        told = ModelSpec(views=self.plans.view_spec(), targets=names, closed=True, descriptions=self.dataset.descriptions or None)
-        alone = Model(ModelSpec(views=self.plans.view_spec()), reasoner_given=load_reasoner("verbatim"), segmenter_given=self.segmenter)
+        views = self.plans.view_spec()
+        told = ModelSpec(views=views, targets=names, closed=True, descriptions=self.dataset.descriptions or None)
         lexicon = load_reasoner("lexicon", splits=["train"], descriptions=self.dataset.descriptions)
-        shipped = Model(replace(told, reasoner=self.given.reasoner), segmenter_given=self.segmenter)
+        self.alone = Model(ModelSpec(views=views), reasoner_given=load_reasoner("verbatim"), segmenter_given=self.segmenter)
+        self.lexicon = Model(told, reasoner_given=lexicon, segmenter_given=self.segmenter)
+        self.shipped = Model(replace(told, reasoner=self.given.reasoner), segmenter_given=self.segmenter)
+
+    def rows(self) -> None:
+        """Every row, then the table."""
+        self.open()
+        cases = self.cases()
+        free = [r for r in self.dataset.requests if r.case in set(cases) and r.has_target and r.style != "label_prompt"]
         table: list[dict[str, Any]] = []
 
         def add(*row: Any, **more: Any) -> None:
             table.append(self.row(*row, **more))
             self.write(table)
 
-        add("segmenter alone, label prompts", alone, prompts)
-        add("segmenter alone, free text", alone, free)
-        add("lexicon, training vocabulary", Model(told, reasoner_given=lexicon, segmenter_given=self.segmenter), free)
-        add(f"{self.given.reasoner} as shipped", shipped, free)
+        add("segmenter alone, label prompts", self.alone, label_prompts(self.dataset, cases))
+        add("segmenter alone, free text", self.alone, free)
+        add("lexicon, training vocabulary", self.lexicon, free)
+        add(f"{self.given.reasoner} as shipped", self.shipped, free)
         last: Model | None = None
         for stage, name in (("sft", "after SFT"), ("grpo", "after GRPO")):
             model = self.trained(stage)
@@ -133,29 +160,32 @@ class Run:
                 add(f"{self.given.reasoner} {name}", model, free)
                 last = model
         if last is not None and self.given.rounds:
-            bank = self.bank(last)
-            add("+ SEER-Loop", last, free, bank)
-            if self.given.readings > 1:
-                add(f"+ consensus of {self.given.readings}", last, free, bank, readings=self.given.readings)
+            self.with_bank(add, self.given.reasoner, last, free)
         print((self.out / "table.md").read_text())
+
+    def with_bank(self, add: Any, name: str, model: Model, free: Sequence[Request]) -> None:
+        """Rows of a model with the bank that it evolved, and with several readings."""
+        bank = self.bank(model)
+        add(f"{name} + SEER-Loop", model, free, bank)
+        if self.given.readings > 1:
+            add(f"{name} + SEER-Loop + consensus of {self.given.readings}", model, free, bank, readings=self.given.readings)
 
     def trained(self, stage: str) -> Model | None:
         """The model that a stage left, with the shared segmenter."""
-        found = sorted(self.folders["results"].glob(f"{NAME}/*/fold_{FOLD}/{stage}/model"))
+        found = sorted(self.folders["results"].glob(f"{self.name}/*/fold_{FOLD}/{stage}/model"))
         if not found:
             return None
-        root = found[0].parents[1]
         # a model that began as nano chooses among the listed names as nano does
         reasoner = f"nano:{found[0]}" if self.given.reasoner == "nano" else str(found[0])
-        spec = replace(read_spec(root), reasoner=reasoner, segmenter_identity=None, bank="none")
+        spec = replace(read_spec(found[0].parents[1]), reasoner=reasoner, segmenter_identity=None, bank="none")
         return Model(spec, segmenter_given=self.segmenter)
 
-    def bank(self, model: Model) -> Retriever:
-        """Rounds of SEER-Loop on training cases with the trained reasoner."""
-        folder = self.out / "bank"
-        line = ("seerseg_evolve", NAME, FOLD, "--reasoner", model.spec.reasoner, "-o", folder, "--rounds", self.given.rounds)
-        self.command("bank", *line, "--per_round", 320, "--vocabulary", "train")
-        return FrozenBank.open(folder)
+    def bank(self, model: Model, folder: str = "bank") -> Retriever:
+        """Rounds of SEER-Loop on training cases with a reasoner."""
+        reasoner = model.spec.reasoner if model is not self.lexicon else "lexicon"
+        line = ("seerseg_evolve", self.name, FOLD, "--reasoner", reasoner, "-o", self.out / folder, "--rounds", self.given.rounds)
+        self.command(folder, *line, "--per_round", self.given.per_round, "--vocabulary", "train")
+        return FrozenBank.open(self.out / folder)
 
     def row(
         self, name: str, model: Model, requests: Sequence[Request], bank: Retriever | None = None, *, readings: int = 1
@@ -180,7 +210,7 @@ class Run:
         write_json(self.out / "differences.json", differences)
         write_json(self.out / "seconds.json", self.seconds)
         split = self.given.split
-        said = f"MSD hippocampus, {split} cases of the committed split, {split} language, fold {FOLD}, seed 0, nano segmenter."
+        said = self.said.format(split=split, fold=FOLD)
         heads = ("row", "mean Dice (95 %)", "worst (95 %)", "std (95 %)", "variance", "absent right", "cases", "requests", "bank")
         lines = [said, "", "| " + " | ".join(heads) + " |", "|" + " --- |" * len(heads)]
         for r in table:

@@ -1,0 +1,106 @@
+#!/usr/bin/env python
+"""What each part brings on a dataset that no reasoner was trained on, nor the segmenter: drawn CT phantoms of torsos with lesions.
+
+    python scripts/reproduce_unseen.py OUT [--cases 20] [--model FOLDER]
+
+Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on the training cases (never chosen on test
+cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
+folder that was trained elsewhere (reproduce_mini leaves OUT/results/.../fold_0/sft/model). Rows and intervals as in reproduce_mini.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from reproduce_mini import FOLD, Run, parser
+
+from seerseg.dataset import Request, label_prompts, load_splits
+from seerseg.evolution.arena import StoreArena, bare
+from seerseg.model import Model
+from seerseg.paths import read_json, write_json
+
+LEAST = 0.6
+"""Dice of label prompts from which a structure takes part."""
+
+
+class Unseen(Run):
+    """The same rows on phantoms."""
+
+    name, number = "Dataset910_PhantomLesions", 910
+    said = "Drawn CT phantoms of torsos (exact labels), {split} cases, {split} language, fold {fold}, seed 0, nano segmenter."
+
+    def prepare(self) -> None:
+        """Draw, plan, preprocess, requests."""
+        raw = self.folders["raw"] / self.name
+        line = ("seerseg_sample", "phantoms_lesions", "-n", self.given.cases, "--seed", self.given.first_seed)
+        self.command("phantoms", *line, "-o", self.folders["raw"], done=raw / "dataset.json")
+        self.stored.mkdir(parents=True, exist_ok=True)
+        self.requests()
+
+    def known(self) -> set[str]:
+        """Labels that the segmenter draws, judged on training cases."""
+        kept = self.out / "structures.json"
+        if not kept.exists():
+            cases = load_splits(self.stored / "splits.json", self.dataset).folds[FOLD].train
+            prompts = label_prompts(self.dataset, list(cases))
+            arena = StoreArena(self.dataset, self.stored, self.alone, memo=self.out / "memo" / "train.jsonl")
+            found: dict[str, list[float]] = defaultdict(list)
+            for outcome, prompt in zip(bare(arena, prompts), prompts, strict=True):
+                if prompt.target is not None and len(prompt.target) == 1:
+                    found[prompt.target[0]].append(outcome.dice)
+            write_json(kept, {"cases": len(cases), "dice": {label: float(np.mean(values)) for label, values in sorted(found.items())}})
+        return {label for label, value in read_json(kept)["dice"].items() if value >= LEAST}
+
+    def rows(self) -> None:
+        """Every row, then the table."""
+        self.open()
+        cases, known = self.cases(), self.known()
+        print(f"{len(known)} of {len(self.dataset.labels)} structures, {len(cases)} cases: {', '.join(sorted(known))}")
+
+        def takes_part(request: Request) -> bool:
+            return request.case in cases and request.has_target and (request.target is None or set(request.target) <= known)
+
+        free = [r for r in self.dataset.requests if takes_part(r) and r.style != "label_prompt"]
+        table: list[dict[str, Any]] = []
+
+        def add(*row: Any, **more: Any) -> None:
+            table.append(self.row(*row, **more))
+            self.write(table)
+
+        add("segmenter alone, label prompts", self.alone, [r for r in label_prompts(self.dataset, cases) if takes_part(r)])
+        add("segmenter alone, free text", self.alone, free)
+        add("lexicon, training vocabulary", self.lexicon, free)
+        self.with_bank(add, "lexicon", self.lexicon, free)
+        if self.given.model is not None:
+            self.shipped = Model(_named(self.shipped, self.given.model), segmenter_given=self.segmenter)
+        add(self.given.reasoner, self.shipped, free)
+        self.with_bank(add, self.given.reasoner, self.shipped, free)
+        print((self.out / "table.md").read_text())
+
+    def bank(self, model: Model, folder: str = "bank") -> Any:
+        """One bank for each reasoner."""
+        return super().bank(model, "bank_lexicon" if model is self.lexicon else "bank")
+
+
+def _named(model: Model, folder: Path) -> Any:
+    from dataclasses import replace
+
+    return replace(model.spec, reasoner=f"nano:{folder.resolve()}")
+
+
+def main() -> None:
+    given: argparse.ArgumentParser = parser(__doc__, readings=1)
+    given.add_argument("--cases", type=int, default=20)
+    given.add_argument("--first_seed", type=int, default=7000)
+    given.add_argument("--model", type=Path)
+    run = Unseen(given.parse_args())
+    run.prepare()
+    run.rows()
+
+
+if __name__ == "__main__":
+    main()
