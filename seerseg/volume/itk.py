@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seerseg.errors import ImageError
+from seerseg.errors import GeometryError, ImageError, OutputError
+from seerseg.paths import write_atomically
 from seerseg.volume.grid import Float, SourceGeometry
 from seerseg.volume.stored import Stored, Voxels, check_stored, squeeze_shape
 
@@ -125,6 +126,60 @@ def open_picture(path: Path, *, labels: bool = False) -> Stored:
         return Voxels((array.view(np.uint8) if array.dtype == np.bool_ else array).T[:, :, None])
 
     return _stored(path, shape, np.diag([-1.0, -1.0, 1.0, 1.0]), "png", True, decode, tuple(notes), "assumed")
+
+
+def write_metaimage(stored_xyz: NDArray[Any], source: SourceGeometry, path: Path, *, like: Path | None = None) -> None:
+    """Write stored voxels (x, y, z) as one compressed .mha of as many dimensions as the source had, atomically.
+
+    The position is that of `like`, number for number as ITK reads it, where that is a MetaImage or NRRD file of this shape; else the
+    source's. OutputError when the file cannot be written; GeometryError when ITK takes no such position (columns that are no axes).
+    """
+    import SimpleITK as sitk
+
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
+    array = stored_xyz.T
+    array = array[0] if source.ndim == 2 and len(array) == 1 else array[(None,) * max(0, source.ndim - 3)]
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array), isVector=False)
+    told = _itk_position(like) if like is not None else None
+    try:
+        if told is not None and told.GetSize() == image.GetSize():
+            image.SetSpacing(told.GetSpacing())
+            image.SetOrigin(told.GetOrigin())
+            image.SetDirection(told.GetDirection())
+        else:
+            used = min(source.ndim, 3)
+            columns = (_LPS_TO_RAS @ source.affine[:3, :3])[:used, :used]
+            spacing = np.linalg.norm(columns, axis=0)
+            direction = np.eye(source.ndim)
+            direction[:used, :used] = columns / spacing
+            image.SetSpacing([*spacing.tolist(), *[1.0] * (source.ndim - used)])
+            image.SetOrigin([*(_LPS_TO_RAS @ source.affine[:3, 3])[:used].tolist(), *[0.0] * (source.ndim - used)])
+            image.SetDirection(direction.ravel().tolist())
+    except RuntimeError as error:
+        raise GeometryError(f"Cannot write {path}: MetaImage does not take the position of the scan ({_itk_reason(error)}).") from error
+
+    def write(temporary: Path) -> None:
+        try:
+            sitk.WriteImage(image, str(temporary), useCompression=True)
+        except RuntimeError as error:
+            raise OutputError(f"Cannot write {path} ({_itk_reason(error)}). Free some space or choose another folder.") from error
+
+    write_atomically(path, write)
+
+
+def _itk_position(path: Path) -> Any:
+    """An ITK reader that has read the header, or None for what is no MetaImage or NRRD or cannot be read."""
+    import SimpleITK as sitk
+
+    if not path.name.lower().endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
+        return None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    try:
+        reader.ReadImageInformation()
+    except RuntimeError:
+        return None
+    return reader
 
 
 def segmentation_names(path: Path) -> dict[int, str]:

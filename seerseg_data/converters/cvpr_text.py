@@ -15,30 +15,21 @@ The pickle inside text_prompts is read by an unpickler that knows numpy arrays a
 
 from __future__ import annotations
 
-import io
-import pickle
 import re
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from seerseg.challenge.npz import modality_of, npz_names, parse_prompts, read_npz
 from seerseg.errors import DatasetError, ImageError, UsageError
 from seerseg.paths import read_json
 from seerseg.volume import Volume, unplaced_source
 from seerseg_data.converters.base import CaseContent, Converter, Facts, Part, SourceCase, ask, missing_layout
 
 PROMPTS = "CVPR25_TextSegFMData_with_class.json"
-MODALITIES = ("CT", "MR", "MRI", "US", "PET", "Microscopy")
-_PICKLE_LIMIT = 1 << 22
-_ALLOWED = {(module, name) for module in ("numpy.core.multiarray", "numpy._core.multiarray") for name in ("_reconstruct", "scalar")} | {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-}
 
 
 class CVPRText(Converter):
@@ -63,7 +54,7 @@ class CVPRText(Converter):
         labels: dict[str, int | tuple[int, ...]] = {}
         modalities = set()
         for case in self.cases(source):
-            modalities.add(_modality(case.images[0]))
+            modalities.add(modality_of(case.images[0].name))
             for name, _ in case.note[0].values():
                 labels.setdefault(name, len(labels) + 1)
         if not labels:
@@ -123,65 +114,6 @@ class CVPRText(Converter):
         return CaseContent((volume,), np.ascontiguousarray(label[:, ::-1, ::-1]), tuple(requests), notes)
 
 
-def npz_names(path: Path) -> frozenset[str]:
-    """The arrays of an .npz by name, without reading them; none when it is no zip (reading the case will say so)."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return frozenset(name.removesuffix(".npy") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return frozenset()
-
-
-def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz without running anything in it; ImageError with one sentence when one is missing, damaged or hostile."""
-    found = {}
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in names:
-                found[name] = _read_npy(path, name, archive.read(f"{name}.npy"))
-    except KeyError:
-        raise ImageError(f"{path} lacks the array {name!r}. Get the file again.") from None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, MemoryError) as error:
-        raise ImageError(f"{path} is damaged or no .npz file ({error}). Get the file again.") from error
-    return found
-
-
-def _read_npy(path: Path, name: str, data: bytes) -> NDArray[Any]:
-    stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = reader(stream)
-    if dtype.hasobject:
-        if len(data) > _PICKLE_LIMIT:
-            raise ImageError(f"{path}: {name} holds {len(data)} bytes of pickled objects; prompts are small. It was not read.")
-        return np.asarray(_unpickle(path, name, stream), dtype=object)
-    count = int(np.prod(shape, dtype=object))
-    if len(data) - stream.tell() != count * dtype.itemsize:
-        raise ValueError(f"{name} ends early")
-    flat = np.frombuffer(data, dtype=dtype, offset=stream.tell(), count=count)
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
-
-
-class _Restricted(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it wants {module}.{name}")
-        if name in ("_reconstruct", "scalar"):
-            core = getattr(np, "_core", None) or np.core
-            return getattr(core.multiarray, name)
-        return getattr(np, name)
-
-
-def _unpickle(path: Path, name: str, stream: io.BytesIO) -> Any:
-    try:
-        value = _Restricted(stream).load()
-    except Exception as error:  # a hostile pickle may raise anything
-        raise ImageError(
-            f"{path}: {name} is a pickle that holds more than plain text and numbers ({error}), so it was not run. Do not trust this file."
-        ) from error
-    return value
-
-
 def _prompt_table(source: Path) -> Mapping[str, Any]:
     for folder in (source, *source.resolve().parents[:3]):
         if (folder / PROMPTS).is_file():
@@ -204,14 +136,10 @@ def _prompts(path: Path, members: frozenset[str], table: Mapping[str, Any]) -> t
     else:
         fitting = [key for key in table if key == path.parent.name or path.name.startswith(key + "_")]
         prompts = table[max(fitting, key=len)] if fitting else None
-    if not isinstance(prompts, Mapping):
+    read = parse_prompts(prompts)
+    if read is None:
         return {}, False
-    found = {}
-    for key, said in prompts.items():
-        sentences = [said] if isinstance(said, str) else said
-        if str(key).isdigit() and int(key) > 0 and isinstance(sentences, list) and sentences and all(isinstance(s, str) for s in sentences):
-            found[int(key)] = (_name(sentences), tuple(dict.fromkeys(sentences)))
-    return found, bool(prompts.get("instance_label", 0))
+    return {value: (_name(sentences), sentences) for value, sentences in read.texts.items()}, read.instances
 
 
 @lru_cache(maxsize=4096)
@@ -224,7 +152,7 @@ def _resolved(sentence: str) -> str | None:
     return entry.name if entry else None
 
 
-def _name(sentences: list[str]) -> str:
+def _name(sentences: Sequence[str]) -> str:
     """The structure that the first understood sentence names, else the first sentence itself."""
     return next((name for s in sentences if (name := _resolved(s))), sentences[0].strip().rstrip("."))
 
@@ -235,8 +163,3 @@ def _label_values(scans: Iterable[Path], members: Mapping[Path, frozenset[str]],
         for name, _ in _prompts(path, members[path], table)[0].values():
             names.setdefault(name, len(names) + 1)
     return names
-
-
-def _modality(path: Path) -> str:
-    first = path.name.split("_")[0]
-    return {"MRI": "MR"}.get(first, first) if first in MODALITIES else "unknown"
