@@ -54,7 +54,7 @@ class Finding:
 @folder_options("results")
 @json_option
 @click.pass_context
-def doctor(context: click.Context, **given: Any) -> None:
+def doctor(context: click.Context, /, **given: Any) -> None:
     """Look at folders, versions, torchvision, GPU, memory, workers and weights, or at one model, and say what to do; never the network."""
     if given["model_folder"] or given["dataset"]:
         findings = list(one_model(given))

@@ -82,6 +82,8 @@ def _readable(archive: Path) -> Iterator[zipfile.ZipFile]:
             yield packed
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, UnicodeDecodeError) as fault:
         raise ModelError(f"{cut} ({str(fault).rstrip('.')})") from None
+    except OSError as fault:
+        raise ModelError(f"Cannot read {fault.filename or archive}: {fault.strerror}. Copy {archive.name} again.") from None
 
 
 def _check_entries(packed: zipfile.ZipFile, archive: Path, most_bytes: int) -> dict[str, zipfile.ZipInfo]:
@@ -114,7 +116,7 @@ def _check_entries(packed: zipfile.ZipFile, archive: Path, most_bytes: int) -> d
         )
     ordered = sorted(infos, key=lambda i: i.header_offset)
     ends = [*(i.header_offset for i in ordered[1:]), size]
-    if any(i.header_offset + i.compress_size > end for i, end in zip(ordered, ends, strict=True)):
+    if any(i.header_offset < 0 or i.header_offset + i.compress_size > end for i, end in zip(ordered, ends, strict=True)):
         raise ModelError(f"{where} holds files that share bytes, as zip bombs do. It was not made by seerseg_export.")
     return {info.filename: info for info in infos}
 
