@@ -52,6 +52,7 @@ from seerseg.vocabulary import Entry, Vocabulary  # noqa: E402
 from seerseg.volume import Grid  # noqa: E402
 from seerseg_data.nano_vocabulary import CANONICAL  # noqa: E402
 from seerseg_data.phantoms import LABELS  # noqa: E402
+from seerseg_data.thesaurus import Thesaurus  # noqa: E402
 
 SIDE_PX = 96
 VOCABULARY_SIZE = 2048
@@ -327,6 +328,8 @@ FIRST_STYLES = ("label_prompt", "abbr_or_short", "messy_or_misspelled", "clinica
 SKILLED = 0.15
 """Share of requests that come with skills, and of these the shares with the fitting one and with a word that only a skill explains."""
 FITTING, ONLY_SKILL = 0.65, 0.3
+REWORDED = 0.35
+"""Share of requests of which a word is replaced by another of general language, where a dictionary is given."""
 _NONSENSE = (
     "hello", "thanks", "table", "banana", "river", "car keys", "the dog", "coffee", "my appointment", "invoice", "window", "shoe",
     "bicycle", "patient name", "the report", "guitar", "sandwich", "yesterday", "something", "stuff", "asdf", "test", "xyz",
@@ -342,10 +345,11 @@ def reply_of(evidence: str, rationale: str, answer: str) -> str:
 class Maker:
     """Draws groups from pictures, vocabulary and sentences, in training language."""
 
-    def __init__(self, pictures: Sequence[Picture], vocabulary: Vocabulary) -> None:
+    def __init__(self, pictures: Sequence[Picture], vocabulary: Vocabulary, thesaurus: Thesaurus | None = None) -> None:
         from seerseg_data.requests import PARAPHRASE_STYLES
 
-        self.vocabulary = vocabulary
+        self.vocabulary, self.thesaurus = vocabulary, thesaurus
+        self._never: dict[str, frozenset[str]] = {}
         self.hippocampus = [p for p in pictures if p.kind == "hippocampus"]
         self.others = [p for p in pictures if p.kind != "hippocampus"]
         self.all_styles = PARAPHRASE_STYLES
@@ -497,8 +501,25 @@ class Maker:
             style = rng.choice(styles)
             made = write_request(name, style=style, split="train", rng=rng, vocabulary=self.vocabulary, context=context)
             if made is not None and len(made.text) < 280:
-                return self._made(rng, made.text, made.surface, name, picture, modality, answer, why, style)
+                text, surface = self._reworded(rng, made.text, made.surface, name)
+                return self._made(rng, text, surface, name, picture, modality, answer, why, style)
         return None
+
+    def _reworded(self, rng: random.Random, text: str, surface: str, name: str) -> tuple[str, str]:
+        """Text and surface with another word of general language in the surface, some of the time."""
+        own = self.entry(name)
+        short = any(s.kind == "abbreviation" and s.text == surface for s in own.surfaces)
+        if self.thesaurus is None or not surface or short or text.count(surface) != 1 or rng.random() > REWORDED:
+            return text, surface
+        if own.name not in self._never:  # words that tell relatives apart from it may not come in
+            kin = {own.twin, own.part_of, *own.members, *self._siblings(own)} - {None, own.name}
+            said = {w for n in kin for t in self.entry(n).texts(splits=("train",)) for w in t.casefold().split()}
+            self._never[own.name] = frozenset(said - {w for t in own.texts(splits=("train",)) for w in t.casefold().split()})
+        other = self.thesaurus.reworded(surface, rng.choice, never=self._never[own.name])
+        found = self.vocabulary.resolve(other)
+        if found is not None and found.name != own.name:
+            return text, surface
+        return text.replace(surface, other), other
 
     def _copied(self, rng: random.Random, name: str, modality: str | None) -> Sample | None:
         """A request for a name that means nothing, in the words of one for a structure."""
@@ -834,7 +855,8 @@ def train(arguments: argparse.Namespace) -> None:
     with (out / "pictures.pkl").open("rb") as file:
         training, held = pickle.load(file)
     vocabulary = Vocabulary.load()
-    maker, exams = Maker(training, vocabulary), make_exams(held, vocabulary)
+    thesaurus = Thesaurus.open(arguments.wordnet) if arguments.wordnet else None
+    maker, exams = Maker(training, vocabulary, thesaurus), make_exams(held, vocabulary)
     model = make_model(load_processor(out / "processor").tokenizer, hidden=arguments.hidden, layers=arguments.layers, inner=arguments.inner)
     reasoner = wrap(model, out / "processor")
     encoder = Encoder(reasoner, 0.1)
@@ -957,6 +979,7 @@ def main() -> None:
         command.add_argument("--data", type=Path)
         command.add_argument("--out", type=Path, required=True)
         command.add_argument("--to", type=Path)
+        command.add_argument("--wordnet", type=Path, help="folder of WordNet's files: general words for those of the requests")
         command.add_argument("--minutes", type=float, default=75)
         command.add_argument("--every", type=float, default=8, help="minutes between marks on validation")
         command.add_argument("--groups", type=int, default=1 if name == "train" else 2500)
