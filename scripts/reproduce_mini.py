@@ -100,13 +100,13 @@ class Run:
 
     def requests(self) -> None:
         """Plan, preprocess, requests, and the plan that follows them."""
-        raw = self.folders["raw"] / self.name
-        self.command("preprocessing", "seerseg_plan_and_preprocess", "-d", self.number, done=self.stored / "traces.jsonl")
-        line = ("seerseg_make_requests", "-d", self.number, "--per_target", self.given.per_target)
-        if not (raw / "requests.jsonl").exists():
-            self.command("requests", *line, done=raw / "requests.jsonl")
-            self.command("plans that follow the requests", "seerseg_plan_and_preprocess", "-d", self.number)
-        self.dataset = open_dataset(raw)
+        made = self.out / "requests.done"
+        self.command("preprocessing", "seerseg_plan_and_preprocess", "-d", self.number, done=made)
+        line = ("seerseg_make_requests", "-d", self.number, "--per_target", self.given.per_target, "--overwrite")
+        self.command("requests", *line, done=made)
+        self.command("plans that follow the requests", "seerseg_plan_and_preprocess", "-d", self.number, done=made)
+        made.touch()
+        self.dataset = open_dataset(self.folders["raw"] / self.name)
         self.plans = load_plans(self.stored / "plans.json")
 
     def command(self, what: str, *line: Any, done: Path | None = None, allowed: Sequence[int] = (0,)) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """What each part brings on a dataset that no reasoner was trained on, nor the segmenter: drawn CT phantoms of torsos with lesions.
 
-    python scripts/reproduce_unseen.py OUT [--cases 20] [--model FOLDER]
+    python scripts/reproduce_unseen.py OUT [--cases 30] [--model FOLDER]
 
 Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on the training cases (never chosen on test
 cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
@@ -94,7 +94,7 @@ def _named(model: Model, folder: Path) -> Any:
 
 def main() -> None:
     given: argparse.ArgumentParser = parser(__doc__, readings=1)
-    given.add_argument("--cases", type=int, default=20)
+    given.add_argument("--cases", type=int, default=30)
     given.add_argument("--first_seed", type=int, default=7000)
     given.add_argument("--model", type=Path)
     run = Unseen(given.parse_args())
