@@ -188,7 +188,7 @@ class TestContract:
         turn[1, 2] = 0.2
         array = drawing.array_zyx
         oblique = Volume(array, Grid(array.shape, turn @ drawing.affine), "CT")  # type: ignore[arg-type]
-        scan = inference._look(oblique)
+        scan = inference.look(oblique)
         spacing, grid = inference._coarse_grid(scan)
         picture = inference._read(scan, grid)
         assert picture.shape == grid.shape_zyx

@@ -50,7 +50,7 @@ class Answer:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scan:
+class Scan:
     """A volume as the network needs it: scaling, and the body box in world mm, in (z, y, x) order."""
 
     volume: Volume
@@ -61,7 +61,7 @@ class _Scan:
 
 
 @dataclass(eq=False)
-class _Field:
+class Field:
     """Logits of one text on a world-aligned grid."""
 
     grid: Grid
@@ -82,7 +82,7 @@ def rounded(voxels: float) -> int:
 
 def answer(network: NanoNetwork, volume: Volume, texts: Sequence[str], *, threshold: float, blend: float) -> list[Answer]:
     """One Answer per text. threshold: of presence; blend: weight of the fine logits against the coarse ones where both exist."""
-    scan = _look(volume)
+    scan = look(volume)
     with torch.inference_mode():
         queries = [network.text([text]) for text in texts]
         spacing, grid = _coarse_grid(scan)
@@ -90,21 +90,21 @@ def answer(network: NanoNetwork, volume: Volume, texts: Sequence[str], *, thresh
         out: list[Answer] = []
         for start in range(0, len(texts), PROMPTS_AT_ONCE):
             some = queries[start : start + PROMPTS_AT_ONCE]
-            fields: list[_Field | None] = []
+            fields: list[Field | None] = []
             presences: list[float] = []
             for query in some:
                 logits, seen = network.decode(*encoded, query)
                 presences.append(float(torch.sigmoid(seen[0])))
-                field = _Field(grid, np.ascontiguousarray(logits[0].float().cpu().numpy()))
+                field = Field(grid, np.ascontiguousarray(logits[0].float().cpu().numpy()))
                 fields.append(field if presences[-1] >= threshold and (field.logits > 0).any() else None)
             _refine(network, scan, spacing, some, fields, blend)
             for presence, kept in zip(presences, fields, strict=True):
-                mask = None if kept is None else _paint(kept, volume, 1.0 if scan.modality == inputs.CT else TRUST_OUTSIDE_CT)
+                mask = None if kept is None else paint(kept, volume, 1.0 if scan.modality == inputs.CT else TRUST_OUTSIDE_CT)
                 out.append(Answer(presence, mask if mask is not None and mask.any() else None))
     return out
 
 
-def _look(volume: Volume) -> _Scan:
+def look(volume: Volume) -> Scan:
     """Modality, body box and intensity scaling from every n-th voxel."""
     array, shape = volume.array, np.array(volume.grid.shape_zyx)
     spacing = np.array(volume.grid.spacing_zyx)
@@ -128,7 +128,7 @@ def _look(volume: Volume) -> _Scan:
     lo, hi = where.min(0) * step - 0.5, np.minimum((where.max(0) + 1) * step, shape) - 0.5
     corners = volume.grid.to_world(np.array([[a, b, c] for a in (lo[0], hi[0]) for b in (lo[1], hi[1]) for c in (lo[2], hi[2])]))[:, ::-1]
     scaling = inputs.Intensities.measure(torch.from_numpy(thin[body] if body.any() else thin.ravel()), modality)
-    return _Scan(volume, modality, scaling, corners.min(0), corners.max(0))
+    return Scan(volume, modality, scaling, corners.min(0), corners.max(0))
 
 
 def _finite(values: Float32, fill: float = 0.0) -> Float32:
@@ -136,7 +136,7 @@ def _finite(values: Float32, fill: float = 0.0) -> Float32:
     return np.nan_to_num(values, nan=fill, posinf=fill, neginf=fill)
 
 
-def _coarse_grid(scan: _Scan) -> tuple[float, Grid]:
+def _coarse_grid(scan: Scan) -> tuple[float, Grid]:
     extent = scan.box_hi - scan.box_lo
     spacing = float(np.clip(extent.max() / 64, 1.0, 6.0))
     shape = [min(112, rounded(e / spacing)) for e in extent]
@@ -144,23 +144,28 @@ def _coarse_grid(scan: _Scan) -> tuple[float, Grid]:
     return spacing, isotropic(origin.tolist(), spacing, shape)
 
 
-def _read(scan: _Scan, grid: Grid) -> Float32:
-    """The volume's intensities on a working grid: averaged over blocks of voxels when that grid is coarser, then linear."""
-    source = scan.volume.grid
+def _read(scan: Scan, grid: Grid) -> Float32:
+    """The volume's intensities on a working grid."""
+    return averaged(scan.volume.array, scan.volume.grid, grid, scan.scaling.background)
+
+
+def averaged(array: NDArray[Any], source: Grid, grid: Grid, fill: float) -> Float32:
+    """The array (Z, Y, X) of `source` on a grid of one spacing: averaged over blocks of voxels when that grid is coarser, then linear;
+    `fill` outside the field of view."""
     corners = np.array([[a, b, c] for a in (0, 1) for b in (0, 1) for c in (0, 1)]) * (np.array(grid.shape_zyx) - 1)
     voxels = source.to_voxel(grid.to_world(corners))
     factor = np.maximum(1, np.floor(grid.spacing_zyx[0] / 1.3 / np.array(source.spacing_zyx))).astype(int)
     lo = np.clip((np.floor(voxels.min(0)) - 1) // factor * factor, 0, None).astype(int)
     hi = np.minimum(np.ceil(voxels.max(0)) + 1 + factor, source.shape_zyx).astype(int)
     if (hi <= lo).any():
-        return np.full(grid.shape_zyx, scan.scaling.background, dtype=np.float32)
+        return np.full(grid.shape_zyx, fill, dtype=np.float32)
     lo = np.minimum(lo, np.maximum(0, np.array(source.shape_zyx) - factor))
-    cut = scan.volume.array[lo[0] : hi[0], lo[1] : hi[1], lo[2] : hi[2]]
+    cut = array[lo[0] : hi[0], lo[1] : hi[1], lo[2] : hi[2]]
     small = _block_mean(cut, factor)
     affine = source.affine.copy()
     affine[:3, :3] = affine[:3, :3] * factor[::-1]
     affine[:3, 3] = source.to_world(lo + (factor - 1) / 2)
-    return np.asarray(resample(small, Grid(small.shape, affine), grid, order=1, fill=scan.scaling.background), dtype=np.float32)
+    return np.asarray(resample(small, Grid(small.shape, affine), grid, order=1, fill=fill), dtype=np.float32)
 
 
 def _block_mean(array: NDArray[Any], factor: NDArray[np.int64]) -> Float32:
@@ -178,7 +183,8 @@ def _block_mean(array: NDArray[Any], factor: NDArray[np.int64]) -> Float32:
     return np.ascontiguousarray(np.stack(out), dtype=np.float32)
 
 
-def _encode(network: NanoNetwork, scan: _Scan, grid: Grid, spacing: float) -> tuple[list[Tensor], Tensor, Tensor]:
+def picture(network: NanoNetwork, scan: Scan, grid: Grid, spacing: float) -> tuple[Tensor, Tensor]:
+    """What the encoder is fed for a working grid: image (1, 5, Z, Y, X) and conditions (1, 8), on the network's device."""
     device = next(network.parameters()).device
     origin = grid.affine[:3, 3][::-1]
     channels = torch.cat(
@@ -189,11 +195,16 @@ def _encode(network: NanoNetwork, scan: _Scan, grid: Grid, spacing: float) -> tu
     )
     image = channels[None].to(device).contiguous(memory_format=torch.channels_last_3d)
     conditions = inputs.conditions(spacing, scan.box_lo.tolist(), scan.box_hi.tolist(), scan.modality)[None].to(device)
+    return image, conditions
+
+
+def _encode(network: NanoNetwork, scan: Scan, grid: Grid, spacing: float) -> tuple[list[Tensor], Tensor, Tensor]:
+    image, conditions = picture(network, scan, grid, spacing)
     features, pooled = network.image(image, conditions)
     return features, pooled, image[:, 2:]
 
 
-def _refine(network: NanoNetwork, scan: _Scan, coarse_mm: float, queries: list[Tensor], fields: list[_Field | None], blend: float) -> None:
+def _refine(network: NanoNetwork, scan: Scan, coarse_mm: float, queries: list[Tensor], fields: list[Field | None], blend: float) -> None:
     """Replace coarse fields by fine ones where that pays. Tiles are encoded once for all texts that need them."""
     wanted: dict[float, dict[tuple[int, int, int], list[int]]] = {}
     canvases: dict[int, tuple[NDArray[np.int64], Float32, Float32]] = {}
@@ -236,10 +247,10 @@ def _refine(network: NanoNetwork, scan: _Scan, coarse_mm: float, queries: list[T
             np.divide(total, weights, out=total, where=weights > 0)
             mixed = np.where(weights > 0, blend * total + (1 - blend) * coarse, coarse)
             if (mixed > 0).any():  # else the coarse answer stands
-                fields[index] = _Field(grid, np.ascontiguousarray(mixed, dtype=np.float32))
+                fields[index] = Field(grid, np.ascontiguousarray(mixed, dtype=np.float32))
 
 
-def _fine_spacing(scan: _Scan, coarse_mm: float, extent_mm: float) -> float | None:
+def _fine_spacing(scan: Scan, coarse_mm: float, extent_mm: float) -> float | None:
     """The ladder's step for a target of this extent; None when the coarse pass is as fine already."""
     finest = FINEST_CT_MM if scan.modality == inputs.CT else LADDER_MM[0]
     own = float(np.median(scan.volume.grid.spacing_zyx))
@@ -251,7 +262,7 @@ def _fine_spacing(scan: _Scan, coarse_mm: float, extent_mm: float) -> float | No
 class _Lattice:
     """Tiles of TILE voxels every STEP voxels over the body box; tile (0, 0, 0) starts at `origin`, world mm (z, y, x)."""
 
-    def __init__(self, scan: _Scan, spacing: float) -> None:
+    def __init__(self, scan: Scan, spacing: float) -> None:
         extent = (scan.box_hi - scan.box_lo) / spacing
         self.counts = np.maximum(1, np.ceil((extent - TILE) / STEP).astype(int) + 1)
         covered = (self.counts - 1) * STEP + TILE
@@ -285,7 +296,7 @@ def _taper() -> Float32:
     return line[:, None, None] * line[None, :, None] * line[None, None, :]
 
 
-def _paint(field: _Field, volume: Volume, trust: float) -> NDArray[np.bool_]:
+def paint(field: Field, volume: Volume, trust: float) -> NDArray[np.bool_]:
     """Probability interpolated at every voxel of the scan, sharpened by the scan's own intensities near the boundary, then
     thresholded at 1/2, a slab at a time; bool (Z, Y, X)."""
     grid = volume.grid

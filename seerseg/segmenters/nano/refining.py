@@ -1,0 +1,261 @@
+"""From boxes, clicks and a mask before to a mask: one crop about what was pointed at, widened until the target fits, then a closer look.
+
+Crops lie along the world's axes, as those of the text network do, and every crop is drawn twice, once mirrored left to right, and
+averaged: what is on the left is drawn like what is on the right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from seerseg.prompts import Box2D, Box3D, Point, Prompt
+from seerseg.segmenters.nano import inputs
+from seerseg.segmenters.nano.clicks import WINDOWS, ClickNetwork, prompt_channels
+from seerseg.segmenters.nano.inference import Field, Float32, Scan, averaged, isotropic, look, paint, picture
+from seerseg.segmenters.nano.network import NanoNetwork
+from seerseg.volume import Grid, Mask, Volume, resample
+
+Bool = NDArray[np.bool_]
+World = NDArray[np.float64]
+
+SIDES = (32, 48)
+"""A crop's sides, voxels."""
+ROOM = 1.4
+"""A crop's side is at least this much longer than what is pointed at."""
+CLICK_MM = 24.0
+"""What a click without a box or mask is thought to mean, at first."""
+LOOKS = 6
+"""A target that reaches the crop's faces is looked at again from farther, at most this often."""
+CLOSER = 1.6
+"""A crop this much coarser than the finest is followed by a finer one about the newest click."""
+ZOOM = 2.5
+TRUST_CT, TRUST_OTHER = 1.0, 0.5
+"""How far the scan's own intensities are believed near the boundary; see `inference.paint`."""
+HELD = 4
+RIM = 3
+"""Voxels at the faces of a finer crop that are not believed."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """A crop seen plainly and mirrored: windows (2, 2, Z, Y, X), sight as `ClickNetwork.sight`."""
+
+    grid: Grid
+    windows: Tensor
+    sight: list[Tensor]
+
+
+class Desk:
+    """One volume on the desk: its scaling, and the crops encoded so far. reuse: a crop that still fits serves the next prompt too, so that
+    a session encodes the image once; without it what is drawn depends on the prompt alone."""
+
+    def __init__(self, encoder: NanoNetwork, network: ClickNetwork, volume: Volume, *, reuse: bool = False) -> None:
+        self._encoder, self._network, self._reuse = encoder, network, reuse
+        self._own_shape = volume.grid.shape_zyx
+        self._volume = _thickened(volume)
+        self._seen: Scan | None = None
+        self._held: list[_Encoded] = []
+
+    @torch.inference_mode()
+    def draw(self, prompt: Prompt) -> Bool:
+        """The mask (Z, Y, X) for a checked prompt with a box, a positive click or a mask that is not empty."""
+        if self._volume.grid.shape_zyx != self._own_shape:
+            prompt = _lifted(prompt, self._own_shape, self._volume.grid)
+        if self._seen is None:
+            self._seen = look(self._volume)
+        scan = self._seen
+        field_lo, field_hi = _world_box(self._volume.grid, np.full(3, -0.5), np.array(self._volume.grid.shape_zyx) - 0.5)
+        low, high = _pointed_at(self._volume.grid, prompt)
+        for _ in range(LOOKS):
+            low, high = np.maximum(low, field_lo), np.minimum(high, field_hi)
+            crop = self._crop(scan, low, high)
+            logits = self._look(crop, prompt, prompt.mask)
+            wider = _beyond(crop.grid, logits, field_lo, field_hi)
+            if wider is None:
+                break
+            low, high = np.minimum(low, wider[0]), np.maximum(high, wider[1])
+        mask = self._paint(scan, crop.grid, logits)
+        spacing = crop.grid.spacing_zyx[0]
+        if prompt.points and spacing > CLOSER * finest_mm(scan):
+            mask = self._closer(scan, prompt, mask, max(finest_mm(scan), spacing / ZOOM))
+        for positive in (False, True):
+            for point in prompt.points:
+                if point.positive is positive:
+                    mask[tuple(min(n - 1, max(0, int(np.floor(v + 0.5)))) for v, n in zip(point.zyx, mask.shape, strict=True))] = positive
+        if mask.shape != self._own_shape:
+            mask = np.ascontiguousarray(mask[tuple(slice(1, 2) if n == 1 else slice(None) for n in self._own_shape)])
+        return mask
+
+    def _closer(self, scan: Scan, prompt: Prompt, mask: Bool, spacing: float) -> Bool:
+        """The mask with what a finer crop about the newest click shows."""
+        source = self._volume.grid
+        middle = source.to_world(np.array(prompt.points[-1].zyx))[::-1]
+        half = SIDES[0] * spacing / ROOM / 2
+        crop = self._crop(scan, middle - half, middle + half)
+        logits = self._look(crop, prompt, Mask(mask, source))
+        near = np.zeros(crop.grid.shape_zyx, dtype=np.float32)
+        near[RIM:-RIM, RIM:-RIM, RIM:-RIM] = 1
+        inside = np.asarray(resample(near, crop.grid, source, order=1, fill=0.0)) > 0.5
+        return np.where(inside, self._paint(scan, crop.grid, logits), mask)
+
+    def _crop(self, scan: Scan, low: World, high: World) -> _Encoded:
+        """The encoded crop about a box of the world (z, y, x), mm."""
+        spacing, grid = crop_grid(scan, low, high)
+        for held in reversed(self._held):
+            same = held.grid.shape_zyx == grid.shape_zyx and held.grid.close_to(grid, 1e-6)
+            if same or (self._reuse and _fits(held.grid, spacing, low, high)):
+                return held
+        image, conditions = picture(self._encoder, scan, grid, spacing)
+        mirror = image.flip(-1)
+        mirror[:, WINDOWS] *= -1  # x, relative to the body
+        both = torch.cat([image, mirror]).contiguous(memory_format=torch.channels_last_3d)
+        features, _ = self._encoder.image(both, conditions.expand(2, -1))
+        made = _Encoded(grid, both[:, :WINDOWS], self._network.sight(features))
+        self._held = [*self._held[1 - HELD :], made]
+        return made
+
+    def _look(self, crop: _Encoded, prompt: Prompt, before: Mask | None) -> Float32:
+        """Logits on the crop."""
+        source = self._volume.grid
+        share = None
+        if before is not None and before.array.any():
+            share = averaged(before.array.view(np.uint8), source, crop.grid, 0.0).clip(0, 1)
+        channels = prompt_channels(crop.grid, source, boxes=prompt.boxes, points=prompt.points, before=share)
+        both = torch.stack([channels, channels.flip(-1)]).to(crop.windows.device).contiguous(memory_format=torch.channels_last_3d)
+        plain, mirrored = self._network(crop.windows, crop.sight, both).float().cpu()
+        return np.ascontiguousarray((0.5 * (plain + mirrored.flip(-1))).numpy())
+
+    def _paint(self, scan: Scan, grid: Grid, logits: Float32) -> Bool:
+        return paint(Field(grid, logits), self._volume, TRUST_CT if scan.modality == inputs.CT else TRUST_OTHER)
+
+
+# ------------------------------------------------------------------------------------------------------------------- crops
+
+
+def finest_mm(scan: Scan) -> float:
+    """The finest crop of a scan."""
+    return max(1.0 if scan.modality == inputs.CT else 0.75, 0.7 * float(np.median(scan.volume.grid.spacing_zyx)))
+
+
+def crop_grid(scan: Scan, low: World, high: World) -> tuple[float, Grid]:
+    """Spacing in mm and grid of the crop about a box of the world (z, y, x): as fine as SIDES allow, the scan's own spacing when that is
+    near. Then its voxels lie on the scan's, where axes agree."""
+    source = scan.volume.grid
+    extent = np.maximum(high - low, 1e-3)
+    own = float(np.median(source.spacing_zyx))
+    spacing = max(finest_mm(scan), ROOM * float(extent.max()) / SIDES[-1])
+    if 0.7 <= spacing / own <= 1.3:
+        spacing = own
+    shape = [next((n for n in SIDES if 1.2 * e / spacing <= n), SIDES[-1]) for e in extent]
+    centre = (low + high) / 2
+    if spacing == own:
+        centre = source.to_world(np.round(source.to_voxel(centre[::-1])))[::-1]
+        return spacing, isotropic((centre - np.array(shape) // 2 * spacing).tolist(), spacing, shape)
+    return spacing, isotropic((centre - (np.array(shape) - 1) / 2 * spacing).tolist(), spacing, shape)
+
+
+def _fits(grid: Grid, spacing: float, low: World, high: World) -> bool:
+    """Whether the crop shows the box with two voxels to spare, at about this spacing."""
+    step = grid.spacing_zyx[0]
+    origin = grid.affine[:3, 3][::-1]
+    end = origin + (np.array(grid.shape_zyx) - 1) * step
+    return bool(1 / 1.3 <= step / spacing <= 1.3 and (low >= origin + 2 * step).all() and (high <= end - 2 * step).all())
+
+
+def _world_box(grid: Grid, low: NDArray[np.float64], high: NDArray[np.float64]) -> tuple[World, World]:
+    """The box of the world (z, y, x), mm, about a box of voxel coordinates."""
+    ends = np.stack([low, high])
+    corners = np.array([[ends[a][0], ends[b][1], ends[c][2]] for a in (0, 1) for b in (0, 1) for c in (0, 1)])
+    world = grid.to_world(corners)[:, ::-1]
+    return world.min(0), world.max(0)
+
+
+def _pointed_at(grid: Grid, prompt: Prompt) -> tuple[World, World]:
+    """The box of the world about boxes, the mask before and positive clicks. What is known on one slice alone is taken to be as deep as
+    it is wide."""
+    spacing = np.array(grid.spacing_zyx)
+    spans: list[tuple[NDArray[np.float64], NDArray[np.float64], int | None]] = []
+    for box in prompt.boxes:
+        low, high = np.zeros(3), np.zeros(3)
+        plane = [a for a in range(3) if not isinstance(box, Box2D) or a != box.axis]
+        low[plane], high[plane] = np.array(box.lo) - 0.5, np.array(box.hi) - 0.5
+        if isinstance(box, Box2D):
+            low[box.axis] = high[box.axis] = box.index
+        spans.append((low, high, box.axis if isinstance(box, Box2D) else None))
+    if prompt.mask is not None and prompt.mask.array.any():
+        lines = [np.flatnonzero(prompt.mask.array.any(axis=tuple(i for i in range(3) if i != a))) for a in range(3)]
+        single = next((a for a in range(3) if len(lines[a]) == 1 and grid.shape_zyx[a] > 1), None)
+        spans.append((np.array([line[0] - 0.5 for line in lines]), np.array([line[-1] + 0.5 for line in lines]), single))
+    bounds = []
+    for low, high, axis in spans:
+        if axis is not None and len(spans) == 1:
+            half = float(((high - low) * spacing)[[a for a in range(3) if a != axis]].max()) / 2 / spacing[axis]
+            low[axis], high[axis] = low[axis] - half, high[axis] + half
+        bounds.append(_world_box(grid, low, high))
+    reach = 0.0 if spans else CLICK_MM / 2
+    for point in prompt.points:
+        if point.positive:
+            world = grid.to_world(np.array(point.zyx))[::-1]
+            bounds.append((world - reach, world + reach))
+    return np.min([low for low, _ in bounds], axis=0), np.max([high for _, high in bounds], axis=0)
+
+
+def _beyond(grid: Grid, logits: Float32, field_lo: World, field_hi: World) -> tuple[World, World] | None:
+    """A wider box of the world when the target reaches faces of the crop with scan behind them; None when it does not."""
+    found = logits > 0
+    step = grid.spacing_zyx[0]
+    low = grid.affine[:3, 3][::-1].copy()
+    high = low + (np.array(grid.shape_zyx) - 1) * step
+    wanted_lo, wanted_hi = (low + high) / 2, (low + high) / 2
+    reached = False
+    for axis in range(3):
+        faces = np.moveaxis(found, axis, 0)
+        least = max(3, 0.01 * faces[0].size)
+        if np.count_nonzero(faces[0]) >= least and low[axis] - step > field_lo[axis]:
+            wanted_lo[axis], reached = low[axis] - 0.35 * (high[axis] - low[axis]), True
+        if np.count_nonzero(faces[-1]) >= least and high[axis] + step < field_hi[axis]:
+            wanted_hi[axis], reached = high[axis] + 0.35 * (high[axis] - low[axis]), True
+    return (wanted_lo, wanted_hi) if reached else None
+
+
+# ---------------------------------------------------------------------------------------------------------- single slices
+
+
+def _thickened(volume: Volume) -> Volume:
+    """A volume of one slice as three such slices, together as deep as the slice is wide; any other as it is."""
+    flat = [axis for axis, n in enumerate(volume.grid.shape_zyx) if n == 1]
+    if not flat:
+        return volume
+    array, affine = volume.array, volume.grid.affine.copy()
+    widest = max(n * s for n, s in zip(volume.grid.shape_zyx, volume.grid.spacing_zyx, strict=True))
+    for axis in flat:
+        column = 2 - axis
+        affine[:3, column] *= widest / 3 / float(np.linalg.norm(affine[:3, column]))
+        affine[:3, 3] -= affine[:3, column]
+        array = np.repeat(array, 3, axis=axis)
+    return Volume(array, Grid((array.shape[0], array.shape[1], array.shape[2]), affine), volume.modality, volume.channel, name=volume.name)
+
+
+def _lifted(prompt: Prompt, shape: tuple[int, int, int], grid: Grid) -> Prompt:
+    """The prompt for a volume of this shape on the grid of its thickened twin."""
+    lift = np.array([float(n == 1) for n in shape])
+    boxes: list[Box2D | Box3D] = []
+    for box in prompt.boxes:
+        axes = [a for a in range(3) if not isinstance(box, Box2D) or a != box.axis]
+        lo = tuple(-1.0 if lift[a] else v for a, v in zip(axes, box.lo, strict=True))
+        hi = tuple(4.0 if lift[a] else v for a, v in zip(axes, box.hi, strict=True))
+        index = box.index + int(lift[box.axis]) if isinstance(box, Box2D) else 0
+        boxes.append(Box2D(box.axis, index, lo, hi) if isinstance(box, Box2D) else Box3D(lo, hi))  # type: ignore[arg-type]
+    points = tuple(Point(tuple(float(v) for v in np.array(p.zyx) + lift), p.positive) for p in prompt.points)  # type: ignore[arg-type]
+    mask = prompt.mask
+    if mask is not None:
+        array = mask.array
+        for axis in np.flatnonzero(lift):
+            array = np.repeat(array, 3, axis=int(axis))
+        mask = Mask(array, grid, mask.name)
+    return Prompt(boxes=tuple(boxes), points=points, mask=mask)

@@ -1,0 +1,358 @@
+"""The click network of `nano`: an untrained one for shapes, crops and faults, the shipped weights for what it has learnt."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segmenter_contract import SegmenterContract, blob, scene, spatial_prompts
+
+from seerseg.errors import SegmenterError, WeightsError
+from seerseg.prompts import Box2D, Box3D, Point, Prompt
+from seerseg.segmenters.base import Segmenter
+from seerseg.segmenters.cache import CachedSegmenter
+from seerseg.segmenters.nano import load, refining
+from seerseg.segmenters.nano.clicks import ClickConfig, ClickNetwork, encoder_digest, load_clicks, prompt_channels
+from seerseg.segmenters.nano.inference import look
+from seerseg.segmenters.nano.network import NanoConfig, NanoNetwork
+from seerseg.segmenters.nano.segmenter import SHIPPED_CLICKS, NanoSegmenter
+from seerseg.volume import Grid, Mask, Volume
+from seerseg_data.phantoms import Phantom, phantom
+from seerseg_data.trajectories import Expert, demonstrate
+
+SMALL = NanoConfig(channels=(8, 8, 16, 16, 24), text_width=16, char_width=16, gram_width=16, gram_buckets=128)
+SMALL_CLICKS = ClickConfig(channels=(8, 8, 16, 16), features=SMALL.channels[:4])
+needs_weights = pytest.mark.skipif(
+    not (SHIPPED_CLICKS / "model.safetensors").is_file(), reason="the shipped click weights are not in this checkout"
+)
+
+
+def dice(found: np.ndarray, truth: np.ndarray) -> float:
+    return float(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
+
+
+@pytest.fixture(scope="module")
+def untrained() -> NanoSegmenter:
+    torch.manual_seed(3)
+    network = NanoNetwork(SMALL)
+    with torch.no_grad():
+        network.presence[2].bias.fill_(30.0)
+    return NanoSegmenter(network, {"liver": {}}, clicks=ClickNetwork(SMALL_CLICKS))
+
+
+@pytest.fixture(scope="module")
+def shipped() -> NanoSegmenter:
+    return load()
+
+
+@pytest.fixture(scope="module")
+def chest() -> Phantom:
+    return phantom("chest", 7001, spacing_zyx_mm=(5.0, 4.0, 4.0))
+
+
+def volume_of(drawing: Phantom) -> Volume:
+    return Volume(drawing.array_zyx, Grid(drawing.array_zyx.shape, drawing.affine), "CT")  # type: ignore[arg-type]
+
+
+class TestChannels:
+    GRID = Grid((8, 10, 12), np.diag([2.0, 2.0, 2.0, 1.0]))
+
+    def test_a_click_is_a_blob_of_height_one_on_its_own_channel(self) -> None:
+        out = prompt_channels(
+            self.GRID, self.GRID, boxes=(), points=(Point((2, 3, 4)), Point((5, 5, 5), positive=False)), before=None
+        ).numpy()
+        assert np.unravel_index(out[0].argmax(), out[0].shape) == (2, 3, 4)
+        assert np.unravel_index(out[1].argmax(), out[1].shape) == (5, 5, 5)
+        assert out[0].max() == out[1].max() == 1
+        assert not out[2:].any()
+
+    def test_a_box_speaks_of_its_slice_alone_and_a_3d_box_of_all(self) -> None:
+        flat = prompt_channels(self.GRID, self.GRID, boxes=(Box2D(0, 3, (2, 4), (6, 9)),), points=(), before=None).numpy()[2]
+        assert (flat[3, 2:6, 4:9] == 1).all()
+        assert (flat[3] == 1).sum() == 20
+        assert (flat[3] == -1).sum() == 100
+        assert not np.delete(flat, 3, axis=0).any()
+        deep = prompt_channels(self.GRID, self.GRID, boxes=(Box3D((1, 2, 3), (4, 5, 6)),), points=(), before=None).numpy()[2]
+        assert (deep[1:4, 2:5, 3:6] == 1).all()
+        assert (deep == 1).sum() == 27
+        assert (deep == -1).sum() == deep.size - 27
+
+    def test_boxes_and_clicks_keep_their_place_on_another_grid(self) -> None:
+        """A slice of 6 mm covers three voxels of a crop at 2 mm; edges lie at lo - 1/2."""
+        thick = Grid((4, 10, 12), np.array([[2.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 6, 2], [0, 0, 0, 1]]))
+        crop = Grid((12, 10, 12), np.diag([2.0, 2.0, 2.0, 1.0]))
+        out = prompt_channels(crop, thick, boxes=(Box2D(0, 1, (2, 4), (6, 9)),), points=(Point((2, 3, 4)),), before=None).numpy()
+        assert np.flatnonzero((out[2] == 1).any(axis=(1, 2))).tolist() == [3, 4, 5]
+        assert (out[2][4, 2:6, 4:9] == 1).all()
+        assert np.unravel_index(out[0].argmax(), out[0].shape) == (7, 3, 4)
+
+    def test_a_box_smaller_than_a_voxel_of_the_crop_still_marks_one(self) -> None:
+        fine = Grid((60, 60, 60), np.diag([0.5, 0.5, 0.5, 1.0]))
+        coarse = Grid((8, 8, 8), np.diag([4.0, 4.0, 4.0, 1.0]))
+        out = prompt_channels(
+            coarse, fine, boxes=(Box2D(0, 21, (20, 20), (22, 22)), Box3D((9, 9, 9), (10, 10, 10))), points=(), before=None
+        )
+        assert (out[2] == 1).sum() >= 2
+
+    def test_the_mask_before_runs_from_minus_one_to_one(self) -> None:
+        before = np.zeros(self.GRID.shape_zyx, np.float32)
+        before[2] = 1
+        out = prompt_channels(self.GRID, self.GRID, boxes=(), points=(), before=before)[3]
+        assert sorted(np.unique(out.numpy())) == [-1, 1]
+
+
+class TestCrops:
+    @settings(max_examples=60)
+    @given(
+        st.tuples(*[st.integers(2, 60)] * 3),
+        st.tuples(*[st.floats(0.4, 7.0)] * 3),
+        st.tuples(*[st.floats(0, 0.9)] * 3),
+        st.floats(0.02, 1.0),
+    )
+    def test_a_crop_holds_what_is_pointed_at(
+        self, shape: tuple[int, int, int], spacing: tuple[float, float, float], start: tuple[float, float, float], share: float
+    ) -> None:
+        affine = np.diag([*spacing[::-1], 1.0])
+        affine[:3, 3] = (-30, 12, 400)
+        volume = Volume(np.zeros(shape, np.int16), Grid(shape, affine), "CT")
+        size = np.array(shape) * spacing
+        low = affine[:3, 3][::-1] + np.array(start) * size
+        high = low + np.maximum(share * (1 - np.array(start)) * size, 0.1)
+        step, grid = refining.crop_grid(look(volume), low, high)
+        assert set(grid.shape_zyx) <= set(refining.SIDES)
+        assert grid.spacing_zyx == pytest.approx((step, step, step))
+        origin = grid.affine[:3, 3][::-1]
+        assert (origin - step / 2 <= low + 1e-6).all()
+        assert (origin + (np.array(grid.shape_zyx) - 0.5) * step >= high - 1e-6).all()
+
+    def test_at_the_scan_s_own_spacing_voxels_coincide(self) -> None:
+        grid = Grid((40, 40, 40), np.array([[1.0, 0, 0, -7.3], [0, 1.0, 0, 4.1], [0, 0, 1.0, 99.9], [0, 0, 0, 1]]))
+        volume = Volume(np.zeros(grid.shape_zyx, np.int16), grid, "MR")
+        _, crop = refining.crop_grid(look(volume), np.array([110.0, 10.0, 2.0]), np.array([125.0, 30.0, 12.0]))
+        offset = grid.to_voxel(crop.to_world(np.zeros(3)))
+        assert np.allclose(offset, np.round(offset), atol=1e-6)
+
+
+class TestSeam:
+    """What holds whatever the weights."""
+
+    def test_it_takes_every_kind(self, untrained: NanoSegmenter) -> None:
+        assert set(untrained.capabilities.kinds) == {"text", "class", "box2d", "box3d", "points", "mask"}
+        assert untrained.capabilities.session
+
+    @pytest.mark.parametrize(
+        ("prompt", "words"),
+        [
+            (Prompt(), "empty|needs words"),
+            (Prompt(boxes=(Box2D(0, 2, (5, 5), (5, 9)),)), "holds no voxel"),
+            (Prompt(boxes=(Box3D((3, 3, 3), (3, 6, 6)),)), "holds no voxel"),
+            (Prompt(boxes=(Box3D((6, 6, 6), (3, 3, 3)),)), "holds no voxel"),
+            (Prompt(boxes=(Box2D(0, 99, (1, 1), (5, 5)),)), "slice 99"),
+            (Prompt(points=(Point((0, 0, 40)),)), "outside the scan"),
+            (Prompt(points=(Point((float("nan"), 0, 0)),)), "outside the scan"),
+            (Prompt(text="liver", points=(Point((0, 0, 40)),)), "outside the scan"),
+            (Prompt(points=(Point((1, 1, 1), positive=False),)), "Negative points alone"),
+        ],
+    )
+    def test_bad_prompts_get_a_sentence(self, untrained: NanoSegmenter, prompt: Prompt, words: str) -> None:
+        found = untrained.segment(scene(), [prompt])[0]
+        assert found.status == "unsupported"
+        assert found.mask is None
+        assert found.message.endswith(".")
+        assert re.search(words, found.message), found.message
+
+    def test_an_empty_mask_and_one_on_another_grid_are_refused(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        empty = untrained.segment(volume, [Prompt(mask=Mask(np.zeros(volume.grid.shape_zyx, bool), volume.grid))])[0]
+        assert empty.status == "unsupported"
+        assert "mask is empty" in empty.message
+        other = Grid(volume.grid.shape_zyx, np.diag([3.0, 3.0, 3.0, 1.0]))
+        assert "another grid" in untrained.segment(volume, [Prompt(mask=Mask(blob(), other))])[0].message
+
+    def test_clicks_are_obeyed_to_the_voxel(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        points = (Point((9, 16, 12)), Point((9, 17, 12), positive=False), Point((3.4, 30.4, 38.6)))
+        found = untrained.segment(volume, [Prompt(points=points)])[0]
+        assert found.mask is not None
+        assert found.mask.array[9, 16, 12]
+        assert not found.mask.array[9, 17, 12]
+        assert found.mask.array[3, 30, 39]
+
+    def test_a_single_slice_takes_boxes_but_no_words(self, untrained: NanoSegmenter) -> None:
+        for shape, axis in (((1, 40, 44), 0), ((24, 1, 30), 1), ((24, 30, 1), 2)):
+            volume = scene(shape=shape)
+            box = Box2D(axis, 0, (5.0, 5.0), (15.0, 20.0))
+            worded, boxed, both, clicked = untrained.segment(
+                volume,
+                [Prompt(text="liver"), Prompt(boxes=(box,)), Prompt(text="liver", boxes=(box,)), Prompt(points=(Point((0, 0, 0)),))],
+            )
+            assert worded.status == "unsupported"
+            assert boxed.mask is not None
+            assert boxed.mask.array.shape == shape
+            assert both.mask is not None
+            assert np.array_equal(boxed.mask.array, both.mask.array)
+            assert "single slice" in both.message
+            assert clicked.mask is not None
+            assert clicked.mask.array[0, 0, 0]
+
+    def test_words_with_a_box_start_from_what_the_words_find(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        box = Prompt(text="liver", boxes=(Box3D((2, 6, 3), (16, 26, 21)),))
+        worded, refined = untrained.segment(volume, [Prompt(text="liver"), box])
+        assert worded.status == "ok"
+        assert worded.mask is not None
+        by_hand = untrained.segment(volume, [replace(box, mask=worded.mask)])[0]
+        assert refined.mask is not None
+        assert by_hand.mask is not None
+        assert np.array_equal(refined.mask.array, by_hand.mask.array)
+        assert refined.presence == worded.presence
+        assert "words were not read" in by_hand.message
+
+    def test_a_session_counts_all_clicks_and_forgets_what_is_undone(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        session = untrained.session(volume)
+        first = session.add(Prompt(boxes=(Box2D(0, 9, (7, 4), (26, 21)),)))
+        second = session.add(Prompt(points=(Point((9, 16, 12)),)))
+        third = session.add(Prompt(points=(Point((1, 1, 1), positive=False),)))
+        assert third.prompt.points == (Point((9, 16, 12)), Point((1, 1, 1), positive=False))
+        assert third.prompt.boxes == first.prompt.boxes
+        assert third.prompt.mask is second.mask
+        refused = session.add(Prompt(points=(Point((99, 1, 1)),)))
+        assert refused.status == "unsupported"
+        assert session.undo() is second
+        corrected = session.add(Prompt(points=(Point((9, 16, 12), positive=False),)))
+        assert corrected.prompt.points == (Point((9, 16, 12), positive=False),)
+        anew = session.add(Prompt(text="liver"))
+        assert anew.prompt.points == ()
+        session.close()
+        with pytest.raises(SegmenterError, match="closed"):
+            session.add(Prompt(text="liver"))
+
+    def test_a_session_encodes_a_crop_that_still_fits_once(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        with torch.no_grad():
+            assert untrained._clicks is not None
+            desk = refining.Desk(untrained._network, untrained._clicks, volume, reuse=True)
+            mask = np.zeros(volume.grid.shape_zyx, bool)
+            mask[6:12, 12:20, 8:16] = True
+            before = Mask(mask, volume.grid)
+            scan = look(volume)
+            crop = desk._crop(scan, np.array([310.0, 40, -30]), np.array([322.0, 52, -18]))
+            assert desk._crop(scan, np.array([311.0, 41, -29]), np.array([321.0, 51, -19])) is crop
+            assert desk._crop(scan, np.array([305.0, 30, -38]), np.array([335.0, 72, 10])) is not crop
+            assert desk.draw(Prompt(mask=before)).shape == volume.grid.shape_zyx
+
+    def test_without_click_weights_it_says_so(self) -> None:
+        plain = NanoSegmenter(NanoNetwork(SMALL), {"liver": {}})
+        assert plain.capabilities.kinds == ("text", "class")
+        assert "text only" in plain.segment(scene(), [Prompt(points=(Point((1, 1, 1)),))])[0].message
+        with pytest.raises(SegmenterError, match="text only"):
+            plain.session(scene())
+
+
+@needs_weights
+class TestWeights:
+    def test_they_are_small_and_documented(self) -> None:
+        assert (SHIPPED_CLICKS / "model.safetensors").stat().st_size < 5_000_000
+        card = (SHIPPED_CLICKS / "MODEL_CARD.md").read_text()
+        assert all(word in card for word in ("licence", "Not for clinical use", "train_nano_clicks.py", "splits/hippocampus.json"))
+
+    def test_other_text_weights_do_not_get_them(self, tmp_path: Path, shipped: NanoSegmenter) -> None:
+        assert load_clicks(SHIPPED_CLICKS, encoder_digest(NanoNetwork(SMALL))) is None
+        assert load_clicks(tmp_path, encoder_digest(shipped._network)) is None
+        assert load_clicks(SHIPPED_CLICKS, encoder_digest(shipped._network)) is not None
+
+    @pytest.mark.parametrize("damage", ["cut", "missing", "bad json", "schema", "field"])
+    def test_damaged_weights_are_refused_with_a_sentence(self, tmp_path: Path, shipped: NanoSegmenter, damage: str) -> None:
+        folder = tmp_path / "clicks"
+        shutil.copytree(SHIPPED_CLICKS, folder)
+        file, config = folder / "model.safetensors", folder / "config.json"
+        data = json.loads(config.read_text())
+        if damage == "cut":
+            file.write_bytes(file.read_bytes()[:-100])
+        elif damage == "missing":
+            file.unlink()
+        elif damage == "bad json":
+            config.write_text("{")
+        elif damage == "schema":
+            config.write_text(json.dumps({**data, "schema": 99}))
+        else:
+            config.write_text(json.dumps({**data, "network": {"colour": [1]}}))
+        with pytest.raises(WeightsError, match=r"[.]$"):
+            load_clicks(folder, encoder_digest(shipped._network))
+
+
+@needs_weights
+class TestShippedContract(SegmenterContract):
+    """Behind the cache; bare it is in test_segmenter_contract.py."""
+
+    texts = ("the lft lung",)
+    examples = 4
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def segmenter(cls) -> Segmenter:
+        return CachedSegmenter(load())
+
+
+@needs_weights
+class TestLearnt:
+    @pytest.mark.parametrize("kind", ["plain", "oblique", "anisotropic", "sheared"])
+    def test_boxes_find_the_ellipsoid_in_every_orientation(self, shipped: NanoSegmenter, kind: str) -> None:
+        volume = scene(kind)
+        for name, prompt in spatial_prompts(volume).items():
+            found = shipped.segment(volume, [prompt])[0]
+            assert found.mask is not None
+            assert dice(found.mask.array, blob()) > 0.8, name
+
+    def test_the_same_scan_stored_another_way_gives_the_same_mask(self, shipped: NanoSegmenter) -> None:
+        """Axes reversed in array and affine: the same patient, so the same mask in world space."""
+        volume = scene()
+        prompt = spatial_prompts(volume)["box2d"]
+        one = shipped.segment(volume, [prompt])[0].mask
+        affine = volume.grid.affine.copy()
+        affine[:3, 3] += affine[:3, 0] * (volume.grid.shape_zyx[2] - 1)
+        affine[:3, 0] *= -1
+        n = volume.grid.shape_zyx[2]
+        box = prompt.boxes[0]
+        assert isinstance(box, Box2D)
+        stored = Volume(np.ascontiguousarray(volume.array[:, :, ::-1]), Grid(volume.grid.shape_zyx, affine), "CT")
+        twin = Prompt(boxes=(Box2D(0, box.index, (box.lo[0], n - box.hi[1]), (box.hi[0], n - box.lo[1])),))
+        other = shipped.segment(stored, [twin])[0].mask
+        assert one is not None
+        assert other is not None
+        assert dice(one.array, other.array[:, :, ::-1]) > 0.97
+
+    def test_a_box_on_the_left_lung_is_drawn_on_the_left(self, shipped: NanoSegmenter, chest: Phantom) -> None:
+        volume, truth = volume_of(chest), chest.mask("left lung")
+        k = int(truth.sum(axis=(1, 2)).argmax())
+        rows, columns = np.flatnonzero(truth[k].any(1)), np.flatnonzero(truth[k].any(0))
+        box = Box2D(0, k, (float(rows[0]), float(columns[0])), (float(rows[-1] + 1), float(columns[-1] + 1)))
+        found = shipped.segment(volume, [Prompt(boxes=(box,))])[0]
+        assert found.mask is not None
+        assert dice(found.mask.array, truth) > 0.8
+        assert (found.mask.array & chest.mask("right lung")).sum() < 0.05 * found.mask.array.sum()
+
+    def test_clicks_raise_dice_on_a_phantom(self, shipped: NanoSegmenter, chest: Phantom) -> None:
+        """The simulated expert, every click kept whatever it does: five turns on two structures that are not seen in one look."""
+        gains = []
+        for name in ("heart", "liver"):
+            shown = demonstrate(
+                volume_of(chest),
+                chest.mask(name),
+                shipped,
+                axis=0,
+                rng=np.random.default_rng(0),
+                expert=Expert(imperfect=0.0, most_prompts=5, least_gain=-1.0, tries=1),
+            )
+            gains.append(shown.turns[-1].dice - shown.start)
+            assert shown.turns[-1].dice > 0.75, name
+        assert np.mean(gains) > 0
