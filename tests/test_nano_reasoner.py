@@ -190,14 +190,24 @@ def test_the_recipe_trains_on_the_numbers_of_the_stock_forward(nano: NanoReasone
         for sample in group.samples:
             assert PROTOCOL.wellformed(sample.reply) == 1.0
             assert sample.answer == "absent" or not group.names or sample.answer in group.names
-    group = maker.group(rng, "scan")
+    maker.skilled = 0.7
+    group = next(g for g in iter(lambda: maker.group(rng, "scan"), None) if g.samples[0].skills)
+    named = [
+        s for g in (group, *(maker.group(rng, "any") for _ in range(3))) for s in g.samples if s.reply.split("<rationale>")[1][0] == "["
+    ]
+    for sample in named:
+        number = int(sample.reply.split("<rationale>[")[1].split("]")[0])
+        assert sample.skills[number - 1].what == f"answer {sample.answer}", "the rationale names the skill that leads to the answer"
+    assert named
     ids, tensors = encoder.prefix(group)
     tails, scored = encoder.tails(group, rng)
     with torch.no_grad():
         cache, delta = script.prefix_cache(nano.model, ids, tensors)
         hidden = script.forward_behind(nano.model.model.language_model, tails, cache, len(ids) + delta)
         assert len(hidden) == len(scored) == sum(map(len, tails))
-        asked = nano.encode(PROTOCOL.opening(script.as_views(shown, group.modality), group.samples[0].text, (), group.names))
+        asked = nano.encode(
+            PROTOCOL.opening(script.as_views(shown, group.modality), group.samples[0].text, group.samples[0].skills, group.names)
+        )
         assert asked.ids == ids + tails[0][: len(asked.ids) - len(ids)], "training sees the tokens that prediction sends"
         whole = torch.tensor([ids + tails[0]])
         kinds = {"mm_token_type_ids": torch.nn.functional.pad(tensors["mm_token_type_ids"], (0, len(tails[0])))}
