@@ -165,8 +165,9 @@ def test_demands_stand_in_the_head(tmp_path: Path) -> None:
 
 
 def start(tmp_path: Path, made: Job, *arguments: str, **more: str) -> subprocess.Popen[str]:
-    """The script as plain bash, with a `scontrol` that only notes that it was asked."""
+    """The script as plain bash, with a `scontrol` that only notes that it was asked, and a `squeue` that says $STATE."""
     program(tmp_path / "bin", f'echo "$@" >>{shlex.quote(str(tmp_path / "scontrol.log"))}; exit 1\n', "scontrol")
+    program(tmp_path / "bin", "echo ${STATE:-RUNNING}\n", "squeue")
     path = write(tmp_path, write_script(made, tmp_path / "jobs"), "job.sh")
     environ = {**os.environ, "SLURM_JOB_ID": "77", **more}
     return subprocess.Popen(["bash", str(path), *arguments], env=environ, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
@@ -211,6 +212,14 @@ def test_a_warning_reaches_the_work_and_it_is_asked_for_again(tmp_path: Path) ->
     assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
     assert marker(tmp_path, "part_0.requeued") == "code=75"
     assert marker(tmp_path, "part_0.ended") == "code=75"  # as this scontrol refused
+
+
+def test_a_job_that_is_being_cancelled_while_the_work_ends_by_itself(tmp_path: Path) -> None:
+    program(tmp_path / "bin", "exit 75\n")
+    start(tmp_path, job(tmp_path), STATE="COMPLETING").communicate(timeout=20)
+    assert not (tmp_path / "scontrol.log").exists()
+    start(tmp_path, job(tmp_path), SLURM_ARRAY_JOB_ID="70", SLURM_ARRAY_TASK_ID="3").communicate(timeout=20)
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 70_3\n"
 
 
 def test_a_cancelled_job_is_not_asked_for_again(tmp_path: Path) -> None:

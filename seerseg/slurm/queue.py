@@ -91,7 +91,7 @@ def _ask(line: Sequence[str], environ: Mapping[str, str] | None = None) -> subpr
 
 
 def _refusal(stderr: str, script: Path | None) -> str:
-    lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in stderr.splitlines() if line.strip()]
+    lines = [re.sub(r"^\w+: (error: )?", "", line).strip() for line in stderr.splitlines() if line.strip() and "--help" not in line]
     said = next((line for line in reversed(lines) if "failed:" in line), lines[-1] if lines else "no reason is given").rstrip(".")
     said = said.partition("failed:")[2].strip() or said
     where = f" The script is {script}." if script is not None else ""

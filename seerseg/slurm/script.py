@@ -234,9 +234,13 @@ while [ -z "$code" ]; do # a signal ends the waiting, not the work
   code=$?
   [ -z "$heard" ] || code=''
 done
+case "$code$warned$stopped" in -* | 1271*) code=75 ;; esac # ended in the moment of a signal: then bash can lose the code
 
-# Stopped (75) or killed (over 128): start again, unless that has brought nothing {restarts} times in a row.
-if [ -z "$stopped" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }}; then
+# Stopped (75) or killed (over 128) while the job itself goes on (it is not being cancelled): start again, unless that has brought nothing
+# {restarts} times in a row. A task of an array is named, as the number of one task is that of the whole array and would start all again.
+own=${{SLURM_JOB_ID:-}}
+[ -z "${{SLURM_ARRAY_JOB_ID:-}}" ] || own=${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID
+if {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }} && [ -z "$stopped" ] && [ "$(squeue -h -j "$own" -o %T)" = RUNNING ]; then
   fruitless=0
   if [ "$(progress)" = "$before" ]; then
     fruitless=$(($(cat "$state/$name.fruitless" 2>/dev/null || echo 0) + 1))
@@ -244,7 +248,7 @@ if [ -z "$stopped" ] && {{ [ "$code" -eq 75 ] || [ "$code" -gt 128 ]; }}; then
   echo "$fruitless" >"$state/$name.fruitless"
   if [ "$fruitless" -lt {restarts} ]; then
     mark requeued "code=$code"
-    scontrol requeue "$SLURM_JOB_ID" && {{ sleep 300 & wait; }} # Slurm ends this script now
+    scontrol requeue "$own" && exit "$code"
   fi
 fi
 mark ended "code=$code" && rm -f "$state/$name.fruitless"
