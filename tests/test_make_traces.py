@@ -31,7 +31,7 @@ from seerseg.store import open_case
 from seerseg.views import ViewSpec
 from seerseg.volume import Grid, Volume
 from seerseg_data.evidence import survey
-from seerseg_data.rationales import provenance, rationale, skill_tag
+from seerseg_data.rationales import brief_rationale, provenance, rationale, skill_tag
 from seerseg_data.trace_checks import blank_views, check_parsing, known_protocols
 from seerseg_data.traces import key_slices, name_labels, two_points
 
@@ -339,6 +339,25 @@ def test_rationales_follow_from_how_requests_were_made(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text('{"id": "a", "asked": "liver", "slips": [1, "a:b>c"]}\nnot json "asked"\n["asked"]\n')
     assert provenance(tmp_path / "r.jsonl") == {"a": {"asked": "liver", "slips": ["a:b>c"]}}
     assert provenance(tmp_path / "none.jsonl") == {}
+
+
+def test_brief_traces_say_nothing_of_the_target_before_the_request_is_read(place: Path) -> None:
+    assert run(place).exit_code == 0
+    for row in rows_of(place).values():
+        brief = row.trace.spoken(brief=True)
+        assert (brief.answer, brief.slices, brief.turns) == (row.trace.answer, row.trace.slices, row.trace.turns)
+        assert row.trace.answer not in brief.evidence
+        assert "slice" not in brief.evidence
+        assert row.trace.spoken(brief=False) == row.trace
+    names = ("left lung", "right lung")
+    note = {"asked": "left lung", "surface": "sinistral lung"}
+    assert brief_rationale("left lung", names, note) == "sinistral lung: left lung"
+    assert brief_rationale("left lung", names, {**note, "surface": "left lung"}) == "left lung"
+    assert brief_rationale("left lung", names, {**note, "surface": "the one of the two that is not on the right"}) == "left lung"
+    assert brief_rationale("absent", names, note) == "sinistral lung: left lung, not in this scan"
+    assert brief_rationale("absent", names, {"asked": "liver", "surface": "liver"}) == "liver, not among the names"
+    assert brief_rationale("absent", names, None) == "not in this scan"
+    assert brief_rationale("left lung", names, {**note, "writer": "m"}) == "left lung"
 
 
 def test_blank_views_have_the_geometry_of_the_views() -> None:
