@@ -1,13 +1,14 @@
 """Segmenters by name or folder. Importing this package loads no torch, numpy or plug-in; a segmenter's code is loaded when it is asked for.
 
-Built in: `grow` (classical, no weights), `nano` (text, shipped weights), `nnunet` and `totalsegmentator` (classes of a trained model),
-`medsam2` and `sam` (boxes, points, masks), `scripted` (answers from a file). More come from the
-entry-point group `seerseg.segmenters` of installed packages (NAME = "module:factory", see `base.SegmenterFactory`).
+Built in: `grow` (classical, no weights), `nano` (text, shipped weights), `voxtell` (free text), `nnunet` and `totalsegmentator` (classes of
+a trained model), `medsam2` and `sam` (boxes, points, masks), `scripted` (answers from a file). More come from the entry-point group
+`seerseg.segmenters` of installed packages (NAME = "module:factory", see `base.SegmenterFactory`).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -31,6 +32,7 @@ _BUILT_IN = {
     "sam": ("seerseg.segmenters.sam:load", "boxes, points or a mask on a single slice; SAM's or MedSAM's weights, by folder or hub id"),
     "nnunet": ("seerseg.segmenters.nnunet:load", "a trained nnU-Net v2 folder (nnunet:FOLDER); its classes by name"),
     "scripted": ("seerseg.segmenters.scripted:load", "answers from label maps named in a JSON file (scripted:FILE.json); for tests"),
+    "voxtell": ("seerseg.segmenters.voxtell:load", "free text in 3D; VoxTell's weights by folder or hub id (voxtell:FOLDER)"),
     "totalsegmentator": ("seerseg.segmenters.totalsegmentator:load", "TotalSegmentator's structures by name (totalsegmentator:TASK)"),
 }
 
@@ -44,11 +46,14 @@ def available_segmenters() -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def load_segmenter(name_or_folder: str | Path, *, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> Segmenter:
+def load_segmenter(
+    name_or_folder: str | Path, *, device: str = "cpu", dtype: str | None = None, offline: bool = True, accept_license: bool = False
+) -> Segmenter:
     """The segmenter called NAME, NAME:SOURCE (SOURCE: a folder, file or hub id), or lying in a folder or file.
 
     A name wins over a folder of that name: write ./NAME for the folder. A bare folder is known by the "kind" of its config.json.
-    Raises UsageError for an unknown name, ModelError for a folder or plug-in that cannot be used.
+    accept_license: the licence of its weights was read and allows this use; asked for only where it is not open to all.
+    Raises UsageError for an unknown name, ModelError for a folder or plug-in that cannot be used, or a licence that was not accepted.
     """
     given = str(name_or_folder).strip()
     name, colon, source = given.partition(":")
@@ -56,10 +61,10 @@ def load_segmenter(name_or_folder: str | Path, *, device: str = "cpu", dtype: st
     if name.casefold() in known:
         if colon and not source:
             raise UsageError(f"Nothing follows the colon of the segmenter {given!r}: give a folder, file or hub id, or leave it out.")
-        return _build(known[name.casefold()], source or None, device=device, dtype=dtype, offline=offline)
+        return _build(known[name.casefold()], source or None, device=device, dtype=dtype, offline=offline, accept_license=accept_license)
     path = Path(given).expanduser() if given else None
     if path is not None and path.exists():
-        return _build(_recognise(path), str(path), device=device, dtype=dtype, offline=offline)
+        return _build(_recognise(path), str(path), device=device, dtype=dtype, offline=offline, accept_license=accept_license)
     names = ", ".join(sorted(known.values()))
     hint = did_you_mean(name, known.values())
     raise UsageError(f"There is no segmenter, file or folder called {given!r}.{hint} The segmenters here are: {names}.")
@@ -74,8 +79,8 @@ def _recognise(path: Path) -> str:
     config = path / "config.json" if path.is_dir() else path
     names = available_segmenters()
     advice = f"Write NAME:{path} to say which segmenter opens it; the names are: {', '.join(names)}."
-    if _is_nnunet(path):
-        return "nnunet"
+    if _is_trained(path):
+        return "nnunet" if (path / "dataset.json").is_file() else "voxtell"
     if not config.is_file():
         listed = ", ".join(sorted(child.name for child in path.iterdir())[:6]) or "nothing"
         raise ModelError(f"The folder {path} has no config.json (it holds: {listed}), so it is not known which segmenter it is. {advice}")
@@ -92,18 +97,20 @@ def _recognise(path: Path) -> str:
     return name
 
 
-def _is_nnunet(path: Path) -> bool:
-    """A trained nnU-Net v2 folder: plans.json, dataset.json and a fold with a checkpoint."""
-    return all((path / name).is_file() for name in ("plans.json", "dataset.json")) and any(path.glob("fold_*/checkpoint_*.pth"))
+def _is_trained(path: Path) -> bool:
+    """A folder as nnU-Net trains it: plans.json and a fold with a checkpoint. nnU-Net's own has dataset.json too, VoxTell's has not."""
+    return (path / "plans.json").is_file() and any(path.glob("fold_*/checkpoint_*.pth"))
 
 
-def _build(name: str, source: str | None, *, device: str, dtype: str | None, offline: bool) -> Segmenter:
+def _build(name: str, source: str | None, *, device: str, dtype: str | None, offline: bool, accept_license: bool) -> Segmenter:
     from seerseg.segmenters.base import Segmenter as Seam
 
     value = _BUILT_IN[name][0] if name in _BUILT_IN else _plug_ins()[name].value
     try:
         point = EntryPoint(name=name, value=value, group=GROUP)
-        made = point.load()(source=source, device=device, dtype=dtype, offline=offline)
+        factory = point.load()
+        extra = {"accept_license": True} if accept_license and "accept_license" in inspect.signature(factory).parameters else {}
+        made = factory(source=source, device=device, dtype=dtype, offline=offline, **extra)
     except SeerSegError:
         raise
     except ImportError as fault:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
-from seerseg.errors import SegmenterError
+from seerseg.errors import ModelError, SegmenterError
 from seerseg.prompts import Prompt
 from seerseg.volume import Mask, Volume
 
@@ -127,6 +127,16 @@ def answered(
     return Segmentation(prompt, "ok" if mask.array.any() else "empty", mask, presence, message, seconds=seconds)
 
 
+def check_licence(what: str, licence: str, *, accepted: bool) -> None:
+    """ModelError naming the licence, unless it was accepted. For loaders of weights that not everybody may use for everything, to
+    call before anything is opened or fetched; acceptance is given anew for every run and kept only in its record."""
+    if not accepted:
+        raise ModelError(
+            f"{what} are under {licence}: read it and, where it allows what you do, accept it for this run with --accept_license "
+            "(in Python accept_license=True)."
+        )
+
+
 @runtime_checkable
 class Session(Protocol):
     """A segmentation refined over several turns on one volume."""
@@ -204,7 +214,10 @@ class Segmenter(Protocol):
 
 
 class SegmenterFactory(Protocol):
-    """Loads a segmenter. `source`: a folder, a file or a hub id, or None for its default; never the network when offline."""
+    """Loads a segmenter. `source`: a folder, a file or a hub id, or None for its default; never the network when offline.
+
+    A factory whose weights are under a licence that must be accepted also has `accept_license: bool = False` and calls `check_licence`.
+    """
 
     def __call__(
         self, *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True

@@ -331,7 +331,6 @@ def _descriptions(path: Path, labels: Mapping[str, Any]) -> dict[str, LabelDescr
 
 
 def _read_checkpoints(folder: _Folder) -> _Weights:
-
     parameters: list[dict[str, Any]] = []
     said: list[tuple[str, str, tuple[int, ...] | None]] = []
     for path in folder.checkpoints.values():
