@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from seerseg.challenge.npz import PromptSet, as_stored, known_shape, read_prompts, read_scan, write_answer
+from seerseg.challenge.npz import CT_WINDOW, PromptSet, as_stored, known_shape, read_prompts, read_scan, write_answer
 from seerseg.dataset import check_text
 from seerseg.errors import (
     EXIT_DONE,
@@ -204,7 +204,7 @@ def predict_npz(
     output: str | Path,
     answerer: Answerer,
     *,
-    ct_window: tuple[float, float] | None = None,
+    ct_window: tuple[float, float] | None = CT_WINDOW,
     progress: Callable[[ScanAnswer, int], None] = lambda answer, total: None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> ChallengeReport:
@@ -249,7 +249,7 @@ def list_npz(source: Path) -> tuple[list[Path], tuple[str, ...]]:
     return scans, tuple(p.name for p in entries if p.suffix != ".npz" and not (p.suffix == ".json" and p.stem in named))
 
 
-def answer_npz(path: Path, into: Path, answerer: Answerer, *, ct_window: tuple[float, float] | None = None) -> ScanAnswer:
+def answer_npz(path: Path, into: Path, answerer: Answerer, *, ct_window: tuple[float, float] | None = CT_WINDOW) -> ScanAnswer:
     """Answer one scan. Whatever is wrong with it becomes the reason of an empty answer; OutputError when none can be written."""
     began = time.monotonic()
     try:

@@ -10,7 +10,9 @@ What an .npz does not say, and what is taken for it:
   run upwards, H to the back, W to the left: index 0 of W is the patient's right. Laterality is recorded as "assumed". Views are made from
   the canonical array (all three axes turned to right, front, up), so the patient's right is shown on the left as in every other scan.
 - spacing is SimpleITK's GetSpacing(), so it goes (W, H, D), as the winners' code reads it too.
-- Units. CT was windowed and rescaled to 0..255: these are no Hounsfield units, so the modality stays unknown unless the window is given.
+- Units. CT was windowed and rescaled to 0..255, which the file does not say: by CT_WINDOW, as the preprocessing that the challenge's
+  organisers publish does (pre_CT_MR.py of MedSAM), unless another window is given. Undone, they are Hounsfield units again, cut at the
+  window's ends. Without a window they stay 0..255 and the modality unknown, which segmenters made for Hounsfield units cannot use.
 
 The pickle inside text_prompts is read by an unpickler that knows numpy arrays and plain containers and nothing else.
 """
@@ -20,6 +22,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -37,6 +40,7 @@ from seerseg.volume.orientation import to_stored
 
 MODALITIES = ("CT", "MR", "MRI", "US", "PET", "Microscopy")
 INSTANCE_KEY = "instance_label"
+CT_WINDOW = (40.0, 400.0)  # centre and width in HU: soft tissue
 GREY_LEVELS = 255.0
 _SEEN_AS_THEY_ARE = {"MR": "MR", "MRI": "MR", "US": "US", "PET": "PET"}
 _PICKLE_LIMIT = 1 << 22
@@ -45,6 +49,7 @@ _MAX_DEFLATE_RATIO = 1100
 _ARRAY_MODULES = ("numpy.core.multiarray", "numpy._core.multiarray")
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 _HEADER_BYTES = 1 << 14
+_DAMAGE = (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, OverflowError, zlib.error, struct.error)
 _MOST_VOXELS = 1 << 31  # of an empty answer to a scan that cannot be read
 
 
@@ -73,7 +78,7 @@ def npz_names(path: Path) -> frozenset[str]:
     try:
         with zipfile.ZipFile(path) as archive:
             return frozenset(name.removesuffix(".npy") for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
+    except _DAMAGE:
         return frozenset()
 
 
@@ -89,7 +94,7 @@ def read_npz(path: Path, names: Iterable[str]) -> dict[str, NDArray[Any]]:
         raise ImageError(f"{path} lacks the array {name!r}. Get the file again.") from None
     except MemoryError as error:
         raise ImageError(f"{path}: {name} does not fit into memory. Use a machine with more, or get the file again.") from error
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error) as error:
+    except _DAMAGE as error:
         raise ImageError(f"{path} is damaged or no .npz file ({error}). Get the file again.") from error
     return found
 
@@ -215,11 +220,11 @@ def read_spacing(path: Path) -> tuple[float, float, float]:
     return float(spacing[2]), float(spacing[1]), float(spacing[0])
 
 
-def read_scan(path: Path, *, ct_window: tuple[float, float] | None = None) -> Volume:
+def read_scan(path: Path, *, ct_window: tuple[float, float] | None = CT_WINDOW) -> Volume:
     """imgs as a canonical volume whose source remembers how the file lay (see the module's head); ImageError with one sentence.
 
-    The modality is the one that the file name begins with, but unknown for CT, whose grey values are no Hounsfield units; ct_window, the
-    centre and width in HU that CT was cut to, puts them back and makes it CT.
+    The modality is the one that the file name begins with. ct_window: centre and width in HU that CT was cut to; with None the grey values
+    of CT stay and its modality is unknown.
     """
     from seerseg.prediction.predictor import volume_from_array
 
@@ -227,14 +232,18 @@ def read_scan(path: Path, *, ct_window: tuple[float, float] | None = None) -> Vo
     if images.ndim != 3 or images.dtype.kind not in "iuf" or not images.size:
         raise ImageError(f"{path}: imgs has the shape {images.shape}; a scan of one number per voxel (D, H, W) is needed.")
     depth, height, width = read_spacing(path)
-    modality = _SEEN_AS_THEY_ARE.get(modality_of(path.name))
+    modality, assumed = _SEEN_AS_THEY_ARE.get(modality_of(path.name)), ""
     if ct_window is not None and modality_of(path.name) == "CT":
         centre, span = ct_window
         images = (images.astype(np.float32) * np.float32(span / GREY_LEVELS) + np.float32(centre - span / 2)).round()
         modality = "CT"
-    volume = volume_from_array(images, affine=np.diag([-width, -height, depth, 1.0]), modality=modality)
+        assumed = f"; grey values are taken for a window of {span:g} HU about {centre:g}"
+    try:
+        volume = volume_from_array(images, affine=np.diag([-width, -height, depth, 1.0]), modality=modality)
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from error
     assert volume.source is not None
-    note = "the file says neither side nor position: W is taken to run to the patient's left, H to the back, D up"
+    note = f"the file says neither side nor position: W is taken to run to the patient's left, H to the back, D up{assumed}"
     source = replace(volume.source, laterality="assumed", notes=(*volume.source.notes, note))
     return replace(volume, source=source, name=path.stem)
 
@@ -265,7 +274,7 @@ def known_shape(path: Path) -> tuple[int, int, int] | None:
     try:
         with zipfile.ZipFile(path) as archive, archive.open("imgs.npy") as member:
             head = member.read(_HEADER_BYTES)
-    except (OSError, zipfile.BadZipFile, KeyError, EOFError, ValueError, NotImplementedError, RuntimeError, zlib.error):
+    except (*_DAMAGE, KeyError):
         head = _first_bytes(path)
     try:
         shape = _header(head)[0]
