@@ -72,6 +72,7 @@ class Model:
     device: str = "cpu"
     dtype: str | None = None
     offline: bool = True
+    accept_license: bool = False
     reasoner_given: Reasoner | None = None
     segmenter_given: Segmenter | None = None
     bank: Retriever = field(default_factory=EmptyBank)
@@ -99,7 +100,9 @@ class Model:
         from seerseg.segmenters import load_segmenter
         from seerseg.segmenters.cache import CachedSegmenter
 
-        made = self.segmenter_given or load_segmenter(self.spec.segmenter, device=self.device, dtype=self.dtype, offline=self.offline)
+        made = self.segmenter_given or load_segmenter(
+            self.spec.segmenter, device=self.device, dtype=self.dtype, offline=self.offline, accept_license=self.accept_license
+        )
         expected = self.spec.segmenter_identity
         if expected is not None and made.card.identity != expected:
             raise ModelError(
@@ -315,6 +318,7 @@ def open_model(
     device: str = "cpu",
     dtype: str | None = None,
     offline: bool = True,
+    accept_license: bool = False,
     bank: Retriever | str | Path | None = None,
 ) -> Model:
     """The model in a folder, or the shipped defaults; what is given besides replaces a part.
@@ -337,6 +341,7 @@ def open_model(
         device=resolve_device(device),
         dtype=dtype,
         offline=offline,
+        accept_license=accept_license,
         reasoner_given=None if reasoner is None or isinstance(reasoner, str) else reasoner,
         segmenter_given=None if segmenter is None or isinstance(segmenter, str) else segmenter,
         bank=_bank(bank, spec),

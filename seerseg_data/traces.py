@@ -50,7 +50,7 @@ _PRELOAD = ("blosc2", "scipy.ndimage", "seerseg_data.traces")
 @dataclass(frozen=True)
 class Settings:
     """How traces are made. detail: of the evidence; segmenter: the one that trajectories are shown with, None for none; trajectories:
-    different ones per target, its requests take turns; seed: of wordings and of the expert."""
+    different ones per target, its requests take turns; seed: of wordings and of the expert; accept_license: of that segmenter's weights."""
 
     detail: Detail = "short"
     segmenter: str | None = None
@@ -58,6 +58,7 @@ class Settings:
     expert: Expert = field(default_factory=Expert)
     device: str = "cpu"
     seed: int = 1234
+    accept_license: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, what traces depend on."""
@@ -427,7 +428,7 @@ def _demonstrate(job: Job, scene: Scene, values: tuple[int, ...], number: int) -
     return demonstrate(
         scene.volume,
         scene.crop(values, (slice(None), slice(None), slice(None))),
-        _segmenter(settings.segmenter or "", settings.device),
+        _segmenter(settings.segmenter or "", settings.device, settings.accept_license),
         axis=scene.spec.axis,
         indices=scene.shown,
         rng=np.random.default_rng(int.from_bytes(seed)),
@@ -436,10 +437,10 @@ def _demonstrate(job: Job, scene: Scene, values: tuple[int, ...], number: int) -
 
 
 @lru_cache(maxsize=2)
-def _segmenter(name: str, device: str) -> Any:
+def _segmenter(name: str, device: str, accept_license: bool) -> Any:
     from seerseg.segmenters import load_segmenter
 
-    return load_segmenter(name, device=device)
+    return load_segmenter(name, device=device, accept_license=accept_license)
 
 
 def _key_slice(scene: Scene, mask: Bool, box: tuple[slice, slice, slice], axis: int, index: int) -> KeySlice:
@@ -498,7 +499,7 @@ def _key(job: Job, case: StoredCase) -> str:
         "settings": job.settings.to_json(),
     }
     if job.settings.segmenter is not None:
-        said["segmenter"] = _segmenter(job.settings.segmenter, job.settings.device).card.identity
+        said["segmenter"] = _segmenter(job.settings.segmenter, job.settings.device, job.settings.accept_license).card.identity
     return hashlib.blake2b(json.dumps(said, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
 
 

@@ -533,7 +533,7 @@ def test_what_is_no_such_folder_is_said(model: Any, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"damaged|cannot be loaded"):
         load_segmenter(f"medsam2:{folder}")
     with pytest.raises(WeightsError, match="not on this machine"):
-        load_segmenter("medsam2:nobody/nothing/MedSAM2_2411.pt")
+        load_segmenter("medsam2:nobody/nothing/MedSAM2_2411.pt", accept_license=True)
     with pytest.raises(WeightsError, match="There is no model"):
         load_segmenter("medsam2:/no/such/place")
 

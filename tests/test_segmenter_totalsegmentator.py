@@ -154,6 +154,12 @@ def test_masks_come_back_on_the_volume_s_own_grid(kind: str) -> None:
     assert (straight & blob()).sum() > 0.9 * straight.sum()
 
 
+def test_a_licensed_task_runs_where_its_licence_is_accepted() -> None:
+    made = TotalSegmentator(api(StandIn()), "tissue_types", accept_license=True)
+    assert texts(made, "torso_fat")[0].status == "ok"
+    assert "totalseg_set_license" in made.card.weights_licence
+
+
 def test_what_it_cannot_do_is_a_sentence() -> None:
     for given, fault, said in (
         (("tissue_types",), ModelError, "licence"),

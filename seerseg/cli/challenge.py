@@ -9,7 +9,7 @@ import click
 
 from seerseg import __version__
 from seerseg.cli.bank import Group
-from seerseg.cli.options import Progress, device_option, folder_options, json_option, option, print_json, several
+from seerseg.cli.options import Progress, device_option, folder_options, json_option, licence_option, option, print_json, several
 from seerseg.errors import SomeCasesFailedError, UsageError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def _scan_options(function: Any) -> Any:
 @option("--dtype", metavar="NAME", help="float32, bfloat16, float16. Default: what suits the device.")
 @device_option
 @option("--offline/--online", default=True, help="Never / if needed fetch models from a hub.")
+@licence_option
 @folder_options("results")
 @json_option
 def predict(**given: Any) -> None:
@@ -158,6 +159,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         device=given["device"],
         dtype=given["dtype"],
         offline=given["offline"],
+        accept_license=given["accept_license"],
         seed=given["seed"],
         bank=given["bank"],
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json
+from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, licence_option, option, print_json
 from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ MODES = ("frozen", "transductive")
 @option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share a round's episodes ...")
 @option("--part_id", type=click.IntRange(0), default=0, envvar="SEERSEG_PART_ID", metavar="I", help="... only run part I of them, from 0.")
 @device_option
+@licence_option
 @folder_options("raw", "preprocessed", "results")
 @json_option
 @slurm_options("seerseg.cli.evolve", last=(), rounds="rounds", watched=lambda given: _watched(given))
@@ -170,7 +171,8 @@ def _model(spec: Any, given: dict[str, Any]) -> Any:
         settings = {"descriptions": spec.descriptions} if spec.descriptions else {}
         if given["vocabulary_splits"] == "train":
             settings["splits"] = ["train"]
-    return Model(spec, device=device, reasoner_given=load_reasoner(spec.reasoner, device=device, **settings))
+    reasoner = load_reasoner(spec.reasoner, device=device, **settings)
+    return Model(spec, device=device, accept_license=given["accept_license"], reasoner_given=reasoner)
 
 
 def _splits(dataset: RawDataset, folder: Path) -> Splits:

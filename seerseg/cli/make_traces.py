@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json, several
+from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, licence_option, option, print_json, several
 from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ def _count(context: click.Context, parameter: click.Parameter, value: str | None
 @option("--seed", type=int, default=1234, help="Seed of wordings, of the expert and of the sample checked.")
 @option("--clean", is_flag=True, help="Make every case again, also those that are up to date.")
 @device_option
+@licence_option
 @folder_options("raw", "preprocessed")
 @json_option
 @slurm_options("seerseg.cli.make_traces", last=(), watched=lambda given: _watched(given))
@@ -119,6 +120,7 @@ def _one(dataset: RawDataset, folder: Path, given: dict[str, Any]) -> tuple[Trac
         trajectories=given["per_target"],
         device=given["device"],
         seed=given["seed"],
+        accept_license=given["accept_license"],
     )
     channel = int(plans.value("views.channel"))
     part = (given["part_id"], given["num_parts"])
@@ -151,7 +153,7 @@ def _check(
 
     _, rows = read_traces(report.path)
     parsing = check_parsing(rows, folder, plans.view_spec())
-    segmenter = load_segmenter(given["segmenter"], device=given["device"])
+    segmenter = load_segmenter(given["segmenter"], device=given["device"], accept_license=given["accept_license"])
     execution = check_execution(
         rows,
         dataset,

@@ -154,6 +154,13 @@ def device_option(function: Function) -> Function:
     )(function)
 
 
+def licence_option(function: Function) -> Function:
+    """--accept_license, wherever a segmenter is loaded; nothing remembers it but the record of the run."""
+    return option("--accept_license", is_flag=True, help="You read the licence of the segmenter's weights, and it allows this use.")(
+        function
+    )
+
+
 def json_option(function: Function) -> Function:
     """--json: one JSON document on stdout, everything else on stderr."""
     return option("--json", "as_json", is_flag=True, help="Print one JSON document on stdout, for machines.")(function)

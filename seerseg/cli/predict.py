@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, option, print_json
+from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, licence_option, option, print_json
 from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ _SHOWN_LINES = 8
 @option("--dtype", metavar="NAME", help="float32, bfloat16, float16. Default: what suits the device.")
 @device_option
 @option("--offline/--online", default=True, help="Never / if needed fetch models from a hub.")
+@licence_option
 @folder_options("results")
 @json_option
 @click.option("--verbose", is_flag=True, help="List every ignored file and every row.")
@@ -132,6 +133,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         device=given["device"],
         dtype=given["dtype"],
         offline=given["offline"],
+        accept_license=given["accept_license"],
         seed=given["seed"],
         bank=given["bank"],
         consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seerseg.cli.options import command, device_option, folder_options, json_option, option, print_json
+from seerseg.cli.options import command, device_option, folder_options, json_option, licence_option, option, print_json
 from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ _EDITS = {  # option -> plan value; {stage} is filled in
 @click.option("--set", "sets", multiple=True, metavar="NAME=VALUE", help="Any value of the plan; may be repeated.")
 @device_option
 @option("--offline/--online", default=True, help="Never / if needed fetch models from a hub.")
+@licence_option
 @folder_options("raw", "preprocessed", "results")
 @json_option
 @slurm_options("seerseg.cli.train", again=("-c",), watched=lambda given: _watched(given), distributed=True, interrupts=False)
@@ -219,7 +220,8 @@ def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, An
     if job.run.finished and job.run.model.is_dir():
         click.echo(f"{job.run.folder} is done: {settings.steps} of {settings.steps} updates. The model is in {job.run.root}")
         return
-    segmenter = CachedSegmenter(load_segmenter(job.segmenter, device=job.device, offline=given["offline"]))
+    loaded = load_segmenter(job.segmenter, device=job.device, offline=given["offline"], accept_license=given["accept_license"])
+    segmenter = CachedSegmenter(loaded)
     with StopOnSignals() as stop:
         outside = _outside(job, stop, given["max_minutes"])
         more = {"bank": job.bank, "reward": job.reward} if job.run.stage == "grpo" else {}

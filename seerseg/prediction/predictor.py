@@ -58,6 +58,7 @@ class Predictor:
 
     segmenter, reasoner: a name, a folder or an object with the methods of the seam; model_folder: a trained model, of which those
     two and `protocol` replace parts. With nothing given the shipped defaults. device "auto" is the first GPU, if there is one.
+    accept_license: the licence of the segmenter's weights was read and allows this use; it stands in every record of the run.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Predictor:
         device: str = "auto",
         dtype: str | None = None,
         offline: bool = True,
+        accept_license: bool = False,
         seed: int = 0,
         bank: str | Path | Retriever | None = None,
         consensus: ConsensusSettings | None = None,
@@ -84,6 +86,7 @@ class Predictor:
             device=device,
             dtype=dtype,
             offline=offline,
+            accept_license=accept_license,
             bank=bank,
         )
         self._lock = threading.RLock()
@@ -112,6 +115,8 @@ class Predictor:
     def identity(self) -> dict[str, Any]:
         """Everything of the model that shapes a mask, for resume and records."""
         plain = {**self.model.describe(), "seed": self.seed}
+        if self.model.accept_license and self.model.segmenter.card.weights_licence:
+            plain["licence_accepted"] = self.model.segmenter.card.weights_licence
         return plain if self.consensus.readings == 1 else {**plain, "consensus": asdict(self.consensus)}
 
     @overload

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from seerseg.errors import SegmenterError
 from seerseg.prompts import Box2D, Box3D, Point, Prompt, box_voxels
-from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered, refusal
+from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered, check_licence, refusal
 from seerseg.segmenters.sam2_network import Found, Marks, Network, Sam2Network, Track
 from seerseg.segmenters.slices import (
     box_pixels,
@@ -37,6 +37,8 @@ from seerseg.volume import Volume
 
 VERSION = "medsam2-1"
 """Changes whenever the masks of the same weights do."""
+LICENCE = "terms that allow research and education only, as far as we know (the model card at wanglab/MedSAM2 says what holds)"
+MEDSAM2_PX = 512
 MEMO_BYTES = 2**30
 """Image features held for the volume that was asked about last."""
 
@@ -51,11 +53,20 @@ class Propagation:
     joined: bool = False
 
 
-def load(*, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> Medsam2Segmenter:
-    """MedSAM2 from a transformers folder or hub id, its original .pt, or HUB_ID/FILE.pt; None: the hub's latest, where it is here."""
+def load(
+    *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True, accept_license: bool = False
+) -> Medsam2Segmenter:
+    """MedSAM2 from a transformers folder or hub id, its original .pt, or HUB_ID/FILE.pt; None: the hub's latest, where it is here.
+
+    ModelError where these are MedSAM2's weights, by their name or their network (it sees 512 px, SAM2's 1024), and their licence is not
+    accepted."""
     from seerseg.segmenters.sam2_weights import load_sam2
 
+    if source is None or "medsam2" in "/".join(Path(source).parts[-2:]).casefold():
+        check_licence("MedSAM2's weights", LICENCE, accepted=accept_license)
     loaded = load_sam2(source, device=device, dtype=dtype, offline=offline)
+    if loaded.model.config.image_size == MEDSAM2_PX:
+        check_licence(f"MedSAM2's weights ({source})", LICENCE, accepted=accept_license)
     return Medsam2Segmenter(Sam2Network(loaded.model), identity=f"{loaded.identity}-{dtype or 'float32'}", source=str(loaded.folder))
 
 
@@ -89,7 +100,7 @@ class Medsam2Segmenter:
             name="medsam2",
             identity=f"{VERSION}-{identity}-{window}-{propagation}",
             code_licence="Apache-2.0",
-            weights_licence="MedSAM2: research and education; read the card of the weights",
+            weights_licence=f"MedSAM2's: {LICENCE}; other weights: as their card says",
             source=source,
         )
 

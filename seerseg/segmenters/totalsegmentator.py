@@ -7,7 +7,8 @@ names.
 In `total` and `total_mr` each request is a run with its `roi_subset`, which crops around it, so that a mask does not depend on what else
 was asked for; where many structures of one scan are wanted, `subset=off` draws all of them in one, longer, run.
 
-It is told to send no usage statistics. Tasks that need a licence are refused. Offline, weights that are not in its folder
+It is told to send no usage statistics. Tasks that need a licence of their own are refused unless it is accepted; the package then asks
+for its number. Offline, weights that are not in its folder
 (TOTALSEG_WEIGHTS_PATH, else TOTALSEG_HOME_DIR or ~/.totalsegmentator) are a WeightsError, never downloaded.
 """
 
@@ -26,12 +27,13 @@ from typing import Any
 import numpy as np
 
 from seerseg.errors import MissingExtraError, ModelError, SegmenterError, UsageError, WeightsError, did_you_mean
-from seerseg.segmenters.base import ModelCard
+from seerseg.segmenters.base import ModelCard, check_licence
 from seerseg.segmenters.closed import ClassNames, ClosedSegmenter, LabelMap, split_source, switch
 from seerseg.volume import Volume
 from seerseg.volume.resampling import resample
 
 DEFAULT_TASK = "total"
+LICENCE = "a licence of their own (not commercial, by number: see the package's README and totalseg_set_license)"
 INSTALL = (
     'pip install "seerseg[totalsegmentator]" && pip install --no-deps TotalSegmentator nnunetv2 dynamic-network-architectures acvl-utils '
     "batchgenerators batchgeneratorsv2"
@@ -116,15 +118,18 @@ class TotalSegmentatorApi:
         )
 
 
-def load(*, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> TotalSegmentator:
+def load(
+    *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True, accept_license: bool = False
+) -> TotalSegmentator:
     """The segmenter of a task. MissingExtraError without the package; UsageError for an unknown task, option or dtype; ModelError for a
-    task that needs a licence; WeightsError when offline and the weights are not here."""
+    task whose licence is not accepted; WeightsError when offline and the weights are not here."""
     if dtype not in (None, "auto", "float32"):
         raise UsageError(f"TotalSegmentator chooses its own number format, so it cannot be run in {dtype}; leave the dtype out.")
     switches = dict.fromkeys(("fast", "fastest", "robust", "subset"), switch)
     task, given = split_source(str(source or DEFAULT_TASK), switches, "the segmenter totalsegmentator")
     options = TotalSegmentatorOptions(**given)
-    return TotalSegmentator(TotalSegmentatorApi.installed(), task or DEFAULT_TASK, options, device=device, offline=offline)
+    api = TotalSegmentatorApi.installed()
+    return TotalSegmentator(api, task or DEFAULT_TASK, options, device=device, offline=offline, accept_license=accept_license)
 
 
 class TotalSegmentator(ClosedSegmenter):
@@ -138,9 +143,10 @@ class TotalSegmentator(ClosedSegmenter):
         *,
         device: str = "cpu",
         offline: bool = True,
+        accept_license: bool = False,
     ) -> None:
         chosen = options or TotalSegmentatorOptions()
-        _check_task(api, task, chosen)
+        _check_task(api, task, chosen, accepted=accept_license)
         if offline:
             _check_weights(api, task, chosen)
         self._api, self.task, self.options = api, task, chosen
@@ -154,7 +160,7 @@ class TotalSegmentator(ClosedSegmenter):
             name="totalsegmentator",
             identity=f"totalsegmentator-{hashlib.blake2b(facts.encode(), digest_size=12).hexdigest()}",
             code_licence="Apache-2.0",
-            weights_licence="Apache-2.0",
+            weights_licence=LICENCE if task in api.licensed else "Apache-2.0",
             source=f"TotalSegmentator {api.version}, task {task}",
             notes="Research use; usage statistics are turned off.",
         )
@@ -231,11 +237,9 @@ class TotalSegmentator(ClosedSegmenter):
         return resample(labels, grid, volume.grid, order=0)
 
 
-def _check_task(api: TotalSegmentatorApi, task: str, options: TotalSegmentatorOptions) -> None:
+def _check_task(api: TotalSegmentatorApi, task: str, options: TotalSegmentatorOptions, *, accepted: bool) -> None:
     if task in api.licensed:
-        raise ModelError(
-            f"TotalSegmentator's task {task} needs a licence of its own, so it is not run; choose an open task, such as {DEFAULT_TASK}."
-        )
+        check_licence(f"The weights of TotalSegmentator's task {task}", LICENCE, accepted=accepted)
     if task not in api.classes:
         listed = ", ".join(name for name in api.classes if name not in api.licensed)
         raise UsageError(f"TotalSegmentator has no task {task!r}.{did_you_mean(task, api.classes)} Its open tasks are: {listed}.")
