@@ -94,6 +94,16 @@ def test_a_right_skill_is_named_and_all_else_is_left(toy: tc.Toy, tmp_path: Path
         assert len(after.skills) <= 3
 
 
+def test_small_reasoners_name_a_skill_by_its_number(toy: tc.Toy, tmp_path: Path) -> None:
+    ground = ground_of(toy, **{"sft.skills_share": 1, "sft.skills_right": 1})
+    lessons = dataclasses.replace(lessons_of(ground, bank_of(tmp_path, *SKILLS)), numbered=True)
+    right = [s for s in read_samples(ground, lessons).train if "[" in s.row.trace.rationale]
+    assert right
+    for sample in right:
+        (named,) = named_skills(sample.row.trace.rationale, sample.skills)
+        assert leads_to(next(s for s in sample.skills if s.id == named)) == sample.row.trace.answer
+
+
 def test_a_wrong_skill_fits_the_words_and_leads_elsewhere(toy: tc.Toy, tmp_path: Path) -> None:
     ground = ground_of(toy, **{"sft.skills_share": 1, "sft.skills_right": 0, "sft.skills_wrong": 1})
     lessons = lessons_of(ground, bank_of(tmp_path, LIVR, SPLEN))

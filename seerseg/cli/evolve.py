@@ -13,6 +13,7 @@ from seerseg.cli.slurm_options import slurm_options
 if TYPE_CHECKING:
     from seerseg.dataset import RawDataset, Request, Splits
     from seerseg.evolution.loop import Round, SeerLoop
+    from seerseg.evolution.writer import LessonWriter
 
 MODES = ("frozen", "transductive")
 
@@ -37,6 +38,9 @@ MODES = ("frozen", "transductive")
     default="all",
     help="Words that the lexicon knows: in experiments, train.",
 )
+@option("--writer", metavar="SOURCE", help="Language model that words the skills: transformers folder, .gguf file or URL of an endpoint.")
+@option("--writer_model", metavar="NAME", help="With the URL of an endpoint: the model there. Its key is read from SEERSEG_WRITER_KEY.")
+@option("--encoder", metavar="DIR", help="Sentence encoder for retrieval, a transformers folder. Default: words and subwords alone.")
 @option("--seed", type=int, default=1234, help="Equal seeds give equal rounds.")
 @option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share a round's episodes ...")
 @option("--part_id", type=click.IntRange(0), default=0, envvar="SEERSEG_PART_ID", metavar="I", help="... only run part I of them, from 0.")
@@ -61,8 +65,14 @@ def evolve(**given: Any) -> None:
         click.echo(f"Part {given['part_id']} of {given['num_parts']}: {count} episodes are kept in {folder}.", err=given["as_json"])
         return
     rounds = made.run(lambda r: _say(r, given["as_json"]))
+    wording = _told(made)
+    if wording:
+        refused = ", ".join(f"{count} {why}" for why, count in wording["refused"].items())
+        said = f"{wording['writer']} worded {wording['kept']} skills; the rule's words were kept for {refused or 'none'}."
+        click.echo(said, err=given["as_json"])
     if given["as_json"]:
-        print_json({"bank": str(folder), "mode": given["mode"], "rounds": [r.to_json() for r in rounds]})
+        more = {"wording": wording} if wording else {}
+        print_json({"bank": str(folder), "mode": given["mode"], "rounds": [r.to_json() for r in rounds], **more})
     elif not rounds:
         click.echo(f"The bank {folder} already holds {given['rounds']} rounds; ask for more with --rounds.")
     else:
@@ -153,7 +163,30 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
         settings=EvolveSettings(rounds=given["rounds"], per_round=given["per_round"], tests=given["tests"], seed=given["seed"]),
         fence=Fence.around(held, everything, everything) if given["mode"] == "frozen" else None,
     )
+    if given["writer"]:
+        made.writer = _writer(given, model.targets.names, made.fence)
+    if given["encoder"]:
+        from seerseg.skills.encoder import SentenceEncoder
+        from seerseg.skills.retrieval import ENCODED
+
+        made.encoder, made.weights = SentenceEncoder(Path(given["encoder"]), device=model.device), ENCODED
     return made, folder
+
+
+def _told(made: SeerLoop) -> dict[str, Any]:
+    """What became of a language model's wordings."""
+    from seerseg.evolution.writer import LessonWriter
+
+    return made.writer.told() if isinstance(made.writer, LessonWriter) else {}
+
+
+def _writer(given: dict[str, Any], names: tuple[str, ...], fence: Any) -> LessonWriter:
+    """The language model that words candidates."""
+    from seerseg.evolution.writer import ASK, LABEL, LessonWriter
+    from seerseg_data.requests.writer import load_writer
+
+    made = load_writer(given["writer"], model=given["writer_model"], ask=ASK, label=LABEL)
+    return LessonWriter(made.name, made.rewrite, names, fence, given["seed"])
 
 
 def _model(spec: Any, given: dict[str, Any]) -> Any:

@@ -29,6 +29,13 @@ _SHOWN_LINES = 8
 @option("--reasoner", metavar="NAME", help="Name, name:source, folder or hub id. Default: the model's, else lexicon.")
 @option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
 @option("--bank", metavar="DIR", help="Skill bank that is shown to the reasoner, or none. Default: the model's.")
+@option(
+    "--bank_mode",
+    type=click.Choice(["frozen", "online"]),
+    default="frozen",
+    help="online: words that the readings of --consensus agree on are used from then on, for this output alone.",
+)
+@option("--encoder", metavar="DIR", help="With --bank: the sentence encoder that it was evolved with, a transformers folder.")
 @option("-m", "--model_folder", metavar="DIR", help="A trained model.")
 @option("-d", "--dataset", metavar="ID", help="Dataset whose trained model is used, with -f.")
 @option("-f", "--fold", type=int, metavar="FOLD", help="Fold of the trained model. Default with -d: 0.")
@@ -81,7 +88,7 @@ def predict(**given: Any) -> None:
         readers=max(1, given["readers"]),
         writers=given["writers"],
         limit_bytes=int(given["max_memory"] * 2**30) if given["max_memory"] else None,
-        overlap=given["readers"] > 0,
+        overlap=given["readers"] > 0 and given["bank_mode"] == "frozen",  # online, a case is shown what those before it taught
     )
     with StopOnSignals() as stop:
         predictor = _predictor(given)
@@ -125,7 +132,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         given |= dict.fromkeys(hints)  # they chose among trained models; none of its parts is replaced by an untrained one of that name
     elif given["fold"] is not None or given["plans"]:
         raise UsageError("-f and -p choose among the trained models of a dataset; name it with -d.")
-    return Predictor(
+    made = Predictor(
         given["segmenter"],
         given["reasoner"],
         protocol=given["protocol"],
@@ -135,9 +142,48 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         offline=given["offline"],
         accept_license=given["accept_license"],
         seed=given["seed"],
-        bank=given["bank"],
+        bank=_bank(given),
         consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),
     )
+    if given["bank_mode"] == "online":
+        _go_online(made, given)
+    return made
+
+
+def _bank(given: dict[str, Any]) -> Any:
+    """The bank as named; with a sentence encoder it is opened here."""
+    from pathlib import Path
+
+    from seerseg.errors import UsageError
+
+    if not given["encoder"]:
+        return given["bank"]
+    if given["bank"] in (None, "none"):
+        raise UsageError("--encoder finds skills of a bank: name the bank with --bank.")
+    from seerseg.skills.encoder import SentenceEncoder
+    from seerseg.skills.retrieval import ENCODED, FrozenBank
+
+    encoder = SentenceEncoder(Path(given["encoder"]))
+    return FrozenBank.open(Path(given["bank"]).expanduser(), weights=ENCODED, encoder=encoder)
+
+
+def _go_online(made: Predictor, given: dict[str, Any]) -> None:
+    """Let the model's bank learn from agreement; what was learnt is kept in the output folder."""
+    from pathlib import Path
+
+    from seerseg.errors import UsageError
+    from seerseg.evolution.online import FILE, READINGS, OnlineBank
+
+    if given["consensus"] < READINGS:
+        raise UsageError(f"--bank_mode online learns from readings that agree: add --consensus {READINGS} or more.")
+    if made.model.bank.mode == "none":
+        raise UsageError("--bank_mode online needs a bank to begin with: give it with --bank.")
+    if given["num_parts"] > 1:
+        raise UsageError("--bank_mode online learns from case to case, so its cases cannot be shared among parts.")
+    path = Path(given["output"]) / FILE
+    if given["overwrite"]:
+        path.unlink(missing_ok=True)
+    made.model.bank = OnlineBank(made.model.bank, path)
 
 
 def _watched(given: dict[str, Any]) -> list[str]:

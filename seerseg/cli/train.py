@@ -173,6 +173,8 @@ class _Job:
         """What there is to learn on: `train` and `val`; brief: traces as small reasoners learn them."""
         if brief and self.ground.rows is not None:
             self.ground = replace(self.ground, rows=tuple(row.spoken(brief=True) for row in self.ground.rows))
+        if brief and self.lessons is not None:
+            self.lessons = replace(self.lessons, numbered=True)
         if stage == "sft":
             from seerseg.training.data import read_samples
 

@@ -20,8 +20,9 @@ from seerseg.vocabulary import Vocabulary, words
 
 LONGEST = 4  # words of a telling phrase
 PURE = 0.95
-Writer = Callable[[Skill], Skill]
-"""Rewrites a candidate's wording (a language model, say); what it returns is checked like any skill."""
+Writer = Callable[[Sequence[Skill]], Sequence[Skill]]
+"""Rewrites the wording of candidates (a language model, say: `seerseg.evolution.writer`), in order; what it returns is checked like any
+skill."""
 
 
 @dataclass(frozen=True)
@@ -91,14 +92,17 @@ def distil(
         ranked = sorted(found, key=lambda p: (-len(found[p]), p))
         for start in range(0, len(ranked), MAX_WORDS):
             part = ranked[start : start + MAX_WORDS]
-            candidate = _candidate(tag, truth, modality, {p: found[p] for p in part})
-            candidate = replace(writer(candidate), id="") if writer is not None else candidate
-            try:
-                check_skill(candidate, "distilled")
-            except BankError:
-                continue
-            made.append(candidate)
-    return made
+            made.append(_candidate(tag, truth, modality, {p: found[p] for p in part}))
+    worded = made if writer is None else [replace(skill, id="") for skill in writer(made)]
+    return [skill for skill in worded if _may_be_shown(skill)]
+
+
+def _may_be_shown(skill: Skill) -> bool:
+    try:
+        check_skill(skill, "distilled")
+    except BankError:
+        return False
+    return True
 
 
 def _candidate(tag: str, truth: str, modality: str, found: Mapping[str, Sequence[Outcome]]) -> Skill:

@@ -15,6 +15,7 @@ from seerseg.dataset import Request
 from seerseg.evolution.arena import Arena, Outcome, bare
 from seerseg.evolution.distillation import Harvest, Telling, Writer, distil
 from seerseg.skills.base import Acceptance, EmptyBank, Query, Skill
+from seerseg.skills.encoder import Encoder
 from seerseg.skills.fence import Fence
 from seerseg.skills.retrieval import FrozenBank, Weights
 from seerseg.skills.store import BankFolder, retire
@@ -65,7 +66,8 @@ class Round:
 @dataclass(eq=False)
 class SeerLoop:
     """arena: the reasoner's episodes; raw: the same requests sent to the segmenter as they are; training, testing: requests of training
-    and of bank cases; truth_of: a request's canonical target or "absent"; modality_of: a case's modality; writer: rewrites candidates."""
+    and of bank cases; truth_of: a request's canonical target or "absent"; modality_of: a case's modality; writer: rewrites candidates;
+    encoder: of sentences, for retrieval."""
 
     arena: Arena
     raw: Arena
@@ -79,6 +81,7 @@ class SeerLoop:
     fence: Fence | None = None
     weights: Weights | None = None
     writer: Writer | None = None
+    encoder: Encoder | None = None
 
     def run(self, report: Callable[[Round], None] = lambda round_: None) -> list[Round]:
         """The rounds that the bank's history does not hold yet, each one head with the message "round N"; a run that was stopped goes
@@ -96,7 +99,7 @@ class SeerLoop:
         for skill in skills.values():
             self._guard(skill)
         live = [s for s in skills.values() if s.status == "accepted"]
-        frozen = FrozenBank.of(live, weights=self.weights) if live else EmptyBank()
+        frozen = FrozenBank.of(live, weights=self.weights, encoder=self.encoder) if live else EmptyBank()
         return skills, frozen, _sample(self.training, self.settings.per_round, self.settings.seed + number)
 
     def _round(self, number: int) -> Round:
@@ -150,7 +153,7 @@ class SeerLoop:
     def _test(self, number: int, skill: Skill) -> Acceptance | None:
         """The paired comparison on bank requests that would be shown the skill; None when fewer than `fewest` would. A skill that does
         harm at once is not tried to the end."""
-        alone = FrozenBank.of([replace(skill, status="accepted")], weights=self.weights)
+        alone = FrozenBank.of([replace(skill, status="accepted")], weights=self.weights, encoder=self.encoder)
         fitting = [r for r in self.testing if alone.retrieve(Query(r.text, self.modality_of(r.case)), 1)]
         random.Random(f"{self.settings.seed}/{skill.id}").shuffle(fitting)
         fitting = fitting[: self.settings.tests]

@@ -16,6 +16,7 @@ from seerseg.consensus import ConsensusSettings, open_readings, read, settle
 from seerseg.dataset import check_text
 from seerseg.episode import Dialogue, Episode, finish, open_dialogues, reason
 from seerseg.errors import ImageError, UsageError
+from seerseg.evolution.online import OnlineBank
 from seerseg.model import Model, open_model
 from seerseg.prediction.outputs import Legend
 from seerseg.prompts import Prompt
@@ -185,7 +186,10 @@ class Predictor:
         episodes = finish(dialogues, volume, reasoner=self.model.reasoner, segmenter=self.segmenter, seed=self.seed)
         if self.consensus.readings == 1:
             return episodes
-        return settle(episodes, readings=self.consensus.readings, least=self.consensus.least)
+        settled = settle(episodes, readings=self.consensus.readings, least=self.consensus.least)
+        if isinstance(self.model.bank, OnlineBank):
+            self.model.bank.learn(volume.name or volume.content_hash, volume.modality, settled)
+        return settled
 
     def _reason(self, dialogues: Sequence[Dialogue]) -> None:
         if self.consensus.readings == 1:

@@ -13,7 +13,8 @@ from typing import Any
 from seerseg.dataset import Request
 from seerseg.errors import BankError
 from seerseg.skills.base import Query, Skill
-from seerseg.skills.retrieval import Encoder, FrozenBank, Weights
+from seerseg.skills.encoder import Encoder
+from seerseg.skills.retrieval import FrozenBank, Weights
 from seerseg.skills.store import BankFolder
 from seerseg.vocabulary import words
 

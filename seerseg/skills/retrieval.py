@@ -1,9 +1,9 @@
 """Finding skills by what is known at inference: the request's words, the scan's modality and region, the names that may be answered.
 
 A skill's trigger is a few phrases. A request fits a phrase by how much of it it holds: the share, weighted by rarity, of the phrase's
-words and letter trigrams that occur in the request (so a slip costs little). The cosine of hashed subword vectors, or of sentence
-embeddings from an encoder given by the caller, stands beside it. What contradicts the scan or the closed list of names is left
-out, whatever its score. Under the threshold nothing is shown: no skill is better than a wrong one.
+words and letter trigrams that occur in the request (so a slip costs little). The cosine of hashed subword vectors stands beside it;
+where the caller gives an encoder of sentences, a phrase that means the same is found too. What contradicts the scan or the closed list
+of names is left out, whatever its score. Under the threshold nothing is shown: no skill is better than a wrong one.
 
 The index is made once per version of the bank and kept beside it; skills are parsed when they are found, not when the bank is opened.
 """
@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from seerseg.errors import BankError
 from seerseg.paths import write_atomically
 from seerseg.skills.base import Query, Skill
+from seerseg.skills.encoder import Encoder, kept_vectors
 from seerseg.skills.store import BankFolder, read_skills
 from seerseg.vocabulary import words
 
@@ -34,19 +35,23 @@ BUCKETS = 1 << 20  # hashed features; a collision adds a little noise to one wei
 DIMENSIONS = 96
 POSTINGS = 30_000  # rarest features are read first, until so many phrase rows were touched
 CANDIDATES = 256
-Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
-"""Texts -> (n, d) float32, any length; for the bank's phrases and for requests alike."""
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How a fit is scored: lexical + cosine sum to 1; a skill that was tried gains or loses up to `trust`. threshold: the least score that
-    is shown; `calibrate` sets it."""
+    """How a fit is scored: lexical + cosine (of subwords) sum to 1; where an encoder is given, the cosine of sentences less `offset` takes
+    the score's place when it is higher, so that a phrase is found by its words or by its meaning. A skill that was tried gains or loses
+    up to `trust`. threshold: the least score that is shown; `calibrate` sets it."""
 
     lexical: float = 0.75
     cosine: float = 0.25
     trust: float = 0.05
     threshold: float = 0.72
+    offset: float = 0.0
+
+
+ENCODED = Weights(threshold=0.72, offset=0.0)
+"""With sentence embeddings, as `scripts/bench_bank.py --held_out` fits them."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,8 @@ class Found:
 class SkillIndex:
     """Phrases of the accepted skills of one version, with their features by row and by column."""
 
-    def __init__(
-        self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile, *, by_meaning: bool = False
-    ) -> None:
-        self._a, self._by_meaning = arrays, by_meaning
+    def __init__(self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile) -> None:
+        self._a = arrays
         self._phrases, self._lines = phrases, lines
         self._row_weight = (
             np.add.reduceat(arrays["idf"][arrays["row_features"]], arrays["row_starts"][:-1]) if len(arrays["owner"]) else np.zeros(0)
@@ -83,12 +86,13 @@ class SkillIndex:
         made = SkillIndex(arrays, phrases, [json.dumps(s.to_json(), ensure_ascii=False) for s in kept])
         return made if encoder is None else made.embedded(encoder)
 
-    def embedded(self, encoder: Encoder) -> SkillIndex:
-        """The same index with an encoder's vectors in the place of those of subwords; every phrase may then be found by its meaning."""
+    def embedded(self, encoder: Encoder, bank: Path | None = None) -> SkillIndex:
+        """The same index with an encoder's vectors of all phrases, which are then found by their meaning too. bank: the folder where
+        vectors are kept."""
         if not self._phrases:
             return self
-        arrays = {**self._a, "vectors": _unit(np.asarray(encoder(list(self._phrases)), np.float32))}
-        return SkillIndex(arrays, self._phrases, self._lines, by_meaning=True)
+        vectors = np.asarray(encoder(list(self._phrases)), np.float32) if bank is None else kept_vectors(self._phrases, encoder, bank)
+        return SkillIndex({**self._a, "meanings": _unit(vectors)}, self._phrases, self._lines)
 
     def skill(self, number: int) -> Skill:
         """The skill of that place in the index."""
@@ -97,24 +101,26 @@ class SkillIndex:
     def search(self, query: Query, weights: Weights, limit: int, encoder: Encoder | None = None) -> list[Found]:
         """At most `limit` skills over the threshold, best first, one per tag and target."""
         rows = self._candidates(query.text)
-        vector = None
-        if self._by_meaning and encoder is not None:
-            vector = _unit(np.asarray(encoder([query.text]), np.float32))[0]
-            near = self._a["vectors"] @ vector
-            nearest = np.argpartition(-near, CANDIDATES)[:CANDIDATES] if len(near) > CANDIDATES else np.arange(len(near))
-            rows = np.union1d(rows, nearest)
+        meant = self._meant(query.text, encoder) - weights.offset
+        if len(meant):
+            nearest = np.argpartition(-meant, CANDIDATES)[:CANDIDATES] if len(meant) > CANDIDATES else np.arange(len(meant))
+            rows = np.union1d(rows, nearest[meant[nearest] + weights.trust >= weights.threshold])
         if not len(rows):
             return []
-        lexical = self._containment(rows, query.text)
+        score = self._containment(rows, query.text) * weights.lexical
         # the cosine is worth at most its weight, so a row that cannot reach the threshold is not looked at
-        hopeful = lexical * weights.lexical + weights.cosine + weights.trust >= weights.threshold
-        rows, lexical = rows[hopeful], lexical[hopeful]
+        hopeful = score + weights.cosine + weights.trust >= weights.threshold
+        if len(meant):
+            hopeful |= meant[rows] + weights.trust >= weights.threshold
+        rows, score = rows[hopeful], score[hopeful]
         if not len(rows):
             return []
-        vector = _unit(_subword([query.text]))[0] if vector is None else vector
-        cosine = np.clip(self._a["vectors"][rows].astype(np.float32) @ vector, 0, 1)
+        vector = _unit(_subword([query.text]))[0]
+        score += weights.cosine * np.clip(self._a["vectors"][rows].astype(np.float32) @ vector, 0, 1)
+        if len(meant):
+            score = np.maximum(score, meant[rows])
         owner = self._a["owner"][rows]
-        score = weights.lexical * lexical + weights.cosine * cosine + weights.trust * self._a["trust"][owner]
+        score += weights.trust * self._a["trust"][owner]
         found: list[Found] = []
         seen: set[tuple[str, str | None]] = set()
         for place in np.argsort(-score, kind="stable"):
@@ -126,6 +132,12 @@ class SkillIndex:
             seen.add((skill.tag, skill.target))
             found.append(Found(skill, float(score[place]), self._phrases[int(rows[place])]))
         return found
+
+    def _meant(self, text: str, encoder: Encoder | None) -> NDArray[np.float32]:
+        """The cosine of every phrase with the text by the encoder; empty without one."""
+        if encoder is None or "meanings" not in self._a:
+            return np.zeros(0, np.float32)
+        return np.asarray(self._a["meanings"] @ _unit(np.asarray(encoder([text]), np.float32))[0], np.float32)
 
     def _candidates(self, text: str) -> NDArray[np.int64]:
         """Rows that share the rarest features with the text, most shared weight first."""
@@ -203,7 +215,7 @@ class FrozenBank:
     def identity(self) -> str:
         """The version and everything that retrieval depends on."""
         w = self.weights
-        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{_name_of(self._encoder)}"
+        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{self._meaning}"
 
     @staticmethod
     def of(skills: Iterable[Skill], *, weights: Weights | None = None, mode: str = "frozen", encoder: Encoder | None = None) -> FrozenBank:
@@ -221,8 +233,13 @@ class FrozenBank:
             raise BankError(f"There is no skill bank in {folder}. Make one with seerseg_evolve or seerseg_bank add.")
         index = open_index(bank.version_path(head.version), head.version)
         if encoder is not None:
-            index = index.embedded(encoder)
+            index = index.embedded(encoder, folder)
         return FrozenBank(index, head.version, weights=weights, encoder=encoder, mode=bank.mode)
+
+    @property
+    def _meaning(self) -> str:
+        named = str(getattr(self._encoder, "identity", "own"))
+        return "subword" if self._encoder is None else f"{named}-{self.weights.offset:g}"
 
     def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
         """The skills that fit, best first."""
@@ -264,7 +281,11 @@ def open_index(path: Path, version: str) -> SkillIndex:
 
 
 def calibrate(
-    index: SkillIndex, examples: Iterable[tuple[Query, frozenset[str]]], weights: Weights | None = None, beta: float = 0.5
+    index: SkillIndex,
+    examples: Iterable[tuple[Query, frozenset[str]]],
+    weights: Weights | None = None,
+    beta: float = 0.5,
+    encoder: Encoder | None = None,
 ) -> Weights:
     """Weights whose threshold maximises F-beta (beta < 1 weighs precision) of the first skill found over examples: a query and the ids that
     would help (none: nothing should be shown). The higher threshold among equals."""
@@ -274,10 +295,10 @@ def calibrate(
     helpful = 0
     for query, ids in examples:
         helpful += bool(ids)
-        if first := index.search(query, open_ended, 1):
+        if first := index.search(query, open_ended, 1, encoder):
             scored.append((first[0].score, first[0].skill.id in ids))
     best, threshold = -1.0, chosen.threshold
-    for cut in sorted({round(score, 4) for score, _ in scored}):
+    for cut in sorted({math.floor(1e4 * score) / 1e4 for score, _ in scored}):  # not above the score itself
         shown = [right for score, right in scored if score >= cut]
         precision, recall = sum(shown) / len(shown), sum(shown) / max(1, helpful)
         value = (1 + beta**2) * precision * recall / max(1e-9, beta**2 * precision + recall)
@@ -318,10 +339,6 @@ def _project(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         sign = np.where((high >> np.uint64(20)) & np.uint64(1), 1.0, -1.0)
         out += np.bincount(place + (high % np.uint64(DIMENSIONS)).astype(np.int64), sign, minlength=len(out))
     return out.reshape(len(rows), DIMENSIONS).astype(np.float32)
-
-
-def _name_of(encoder: Encoder | None) -> str:
-    return "subword" if encoder is None else str(getattr(encoder, "identity", "own"))
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -3,7 +3,8 @@
 At inference a bank shows up to three skills that fit the words of a request; most are right, some lead elsewhere. Samples are dealt so:
 
     none          no skills, as a bank without a fitting one shows, or no bank at all
-    right         what retrieval finds for the request, a skill that leads to the answer among it; the rationale names that skill
+    right         what retrieval finds for the request, a skill that leads to the answer among it; the rationale begins with that skill's
+                  id, for small reasoners with its number in the list, as nano has learnt it
     distractors   skills that lead elsewhere, those first that all but fit; the rationale is as it was
     wrong         a skill that fits the words and leads elsewhere: one that retrieval finds, else a right one with another target put in its
                   place; the rationale is as it was, for what the words and the slices show outweighs a skill
@@ -27,8 +28,9 @@ from seerseg.protocols.base import ABSENT
 from seerseg.protocols.seer import normalise_name
 from seerseg.protocols.traces import TraceRow
 from seerseg.skills.base import Query, Skill
+from seerseg.skills.encoder import Encoder
 from seerseg.skills.fence import Fence, check_bank
-from seerseg.skills.retrieval import Encoder, FrozenBank, fits
+from seerseg.skills.retrieval import FrozenBank, fits
 from seerseg.skills.store import BankFolder
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ class Dealt:
 @dataclass(frozen=True, eq=False)
 class Lessons:
     """A frozen bank and how it is dealt out. share: of the samples that are shown skills; right, wrong: shares of those, the rest are
-    distractors; names: what may be answered."""
+    distractors; names: what may be answered; numbered: a rationale names a skill by its number."""
 
     bank: FrozenBank
     skills: tuple[Skill, ...]
@@ -60,6 +62,7 @@ class Lessons:
     wrong: float
     seed: int
     names: tuple[str, ...]
+    numbered: bool = False
 
     @staticmethod
     def planned(bank: FrozenBank, skills: Sequence[Skill], plans: Plans, names: Sequence[str]) -> Lessons:
@@ -80,7 +83,8 @@ class Lessons:
         if right and lot < self.right:
             shown = [right[0], *self._elsewhere(rng, query, answer, rng.randrange(SKILLS_SHOWN))]
             rng.shuffle(shown)
-            told = replace(row.trace, rationale=f"{right[0].id}: {row.trace.rationale}")
+            called = f"[{shown.index(right[0]) + 1}]" if self.numbered else f"{right[0].id}:"
+            told = replace(row.trace, rationale=f"{called} {row.trace.rationale}")
             return Dealt("right", tuple(shown), replace(row, trace=told))
         misleading = self._misleading(rng, found, right, answer) if lot < self.right + self.wrong else None
         if misleading is not None:

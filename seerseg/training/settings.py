@@ -18,7 +18,7 @@ from seerseg.errors import PlanError, UsageError
 from seerseg.paths import read_json
 from seerseg.planning import FINGERPRINT_FILE, Hardware, Plans, hardware, load_fingerprint, load_plans, make_plans
 from seerseg.protocols.base import Protocol
-from seerseg.views import SEER_VIEWS, ViewSpec
+from seerseg.views import ViewSpec, agreed_views
 
 Stage = Literal["sft", "grpo"]
 Tuning = Literal["lora", "full"]
@@ -192,12 +192,7 @@ def fit_to_memory(settings: TrainSettings, needed_bytes: Mapping[int, int], avai
 def views_of(plans: Plans, protocol: Protocol) -> ViewSpec:
     """What the reasoner is shown: the plan's views; for a protocol that was published with views of its own those, in the
     planned plane and window."""
-    planned = plans.view_spec()
-    own = protocol.view_spec
-    if own == SEER_VIEWS:
-        return planned
-    also = tuple(own.plane if plane == planned.plane else plane for plane in own.also)
-    return replace(own, plane=planned.plane, window=planned.window, gamma=planned.gamma, also=also)
+    return agreed_views(plans.view_spec(), protocol.view_spec)
 
 
 def read_edits(said: Mapping[str, str]) -> dict[str, Any]:

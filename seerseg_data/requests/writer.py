@@ -60,18 +60,21 @@ class Writer(Protocol):
         ...
 
 
-def load_writer(source: str, *, model: str | None = None, key_variable: str = "SEERSEG_WRITER_KEY") -> Writer:
-    """A writer from a URL (http, https), a GGUF file or a transformers folder; nothing is downloaded. UsageError when `source` is none
-    of them, ModelError when it cannot be loaded."""
+def load_writer(
+    source: str, *, model: str | None = None, key_variable: str = "SEERSEG_WRITER_KEY", ask: str = ASK, label: str = "Request"
+) -> Writer:
+    """A writer from a URL (http, https), a GGUF file or a transformers folder; nothing is downloaded. ask: what it is told to do with a
+    text; label: what a text is called where a model has no chat template. UsageError when `source` is none of them, ModelError when it
+    cannot be loaded."""
     if source.startswith(("http://", "https://")):
         if not model:
             raise UsageError(f"The endpoint {source} needs the name of its model: --writer_model NAME.")
-        return EndpointWriter(source, model, os.environ.get(key_variable, ""))
+        return EndpointWriter(source, model, os.environ.get(key_variable, ""), ask)
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() == ".gguf":
-        return LocalWriter(path.parent, gguf=path.name)
+        return LocalWriter(path.parent, gguf=path.name, ask=ask, label=label)
     if path.is_dir() and (path / "config.json").is_file():
-        return LocalWriter(path)
+        return LocalWriter(path, ask=ask, label=label)
     raise UsageError(f"{source} is no writer: give a folder with a config.json of transformers, a .gguf file, or the URL of an endpoint.")
 
 
@@ -82,6 +85,7 @@ class EndpointWriter:
     url: str
     model: str
     key: str = field(default="", repr=False)
+    ask: str = ASK
 
     @property
     def name(self) -> str:
@@ -97,7 +101,7 @@ class EndpointWriter:
         address = address if address.endswith("/chat/completions") else f"{address}/chat/completions"
         body = {
             "model": self.model,
-            "messages": [{"role": "system", "content": ASK}, {"role": "user", "content": text}],
+            "messages": [{"role": "system", "content": self.ask}, {"role": "user", "content": text}],
             "temperature": 0.8,
             "max_tokens": 200,
             "seed": seed,
@@ -121,12 +125,12 @@ class EndpointWriter:
 class LocalWriter:
     """A causal language model on this machine, read from a folder or from a GGUF file in it."""
 
-    def __init__(self, folder: Path, *, gguf: str | None = None) -> None:
+    def __init__(self, folder: Path, *, gguf: str | None = None, ask: str = ASK, label: str = "Request") -> None:
         import torch
         from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self._name = gguf or folder.resolve().name
+        self._name, self._ask, self._label = gguf or folder.resolve().name, ask, label
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         if gguf is not None:
             given["gguf_file"] = gguf
@@ -170,9 +174,9 @@ class LocalWriter:
 
     def _asked(self, text: str) -> str:
         if self._tokenizer.chat_template:
-            messages = [{"role": "user", "content": f"{ASK}\n\n{text}"}]
+            messages = [{"role": "user", "content": f"{self._ask}\n\n{text}"}]
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        return f"{ASK}\n\nRequest: {text}\nRewritten: "
+        return f"{self._ask}\n\n{self._label}: {text}\nRewritten: "
 
 
 @dataclass

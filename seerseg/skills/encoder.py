@@ -1,0 +1,137 @@
+"""Sentence embeddings for retrieval: any transformers encoder in a folder, and a file that keeps what was embedded.
+
+A folder as sentence-transformers writes them is understood: `1_Pooling/config.json` says whether tokens are averaged (as without that
+file) or the first is taken. Nothing is downloaded and nothing in the folder can run code.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from seerseg.errors import ModelError, OutputError
+from seerseg.paths import safe_name, write_atomically
+
+Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
+"""Texts -> (n, d) float32, any length; for the bank's phrases and for requests alike. One with an `identity` is kept track of."""
+EMBEDDINGS = "embeddings"
+_BATCH = 64
+_LONGEST = 128  # tokens of a request that are read
+
+
+class SentenceEncoder:
+    """A sentence encoder on one device. ModelError when the folder holds none."""
+
+    def __init__(self, folder: Path, *, device: str = "cpu") -> None:
+        folder = folder.expanduser()
+        if not (folder / "config.json").is_file():
+            raise ModelError(
+                f"{folder} is no sentence encoder: it holds no config.json of transformers. Give such a folder with --encoder."
+            )
+        from safetensors import SafetensorError
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **given)
+            self._model = AutoModel.from_pretrained(str(folder), use_safetensors=True, **given).eval().to(device)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, struct.error, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{folder} cannot be loaded as a sentence encoder: {reason}") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        self._first = _takes_first(folder)
+        self.identity = f"{safe_name(folder.resolve().name, 40)}-{_digest(folder)}"
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """(n, d), unit length; the same whatever is asked for beside a text, up to rounding."""
+        import torch
+
+        order = sorted(range(len(texts)), key=lambda n: len(texts[n]))
+        out: list[Any] = [None] * len(texts)
+        with torch.inference_mode():
+            for start in range(0, len(order), _BATCH):
+                part = order[start : start + _BATCH]
+                batch = self._tokenizer(
+                    [texts[n] for n in part], padding=True, truncation=True, max_length=_LONGEST, return_tensors="pt"
+                ).to(self._model.device)
+                states = self._model(**batch).last_hidden_state.float()
+                mask = batch["attention_mask"][..., None].to(states.dtype)
+                pooled = states[:, 0] if self._first else (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+                for n, vector in zip(part, torch.nn.functional.normalize(pooled, dim=1).cpu().numpy(), strict=True):
+                    out[n] = vector
+        return np.stack(out).astype(np.float32) if out else np.zeros((0, int(self._model.config.hidden_size)), np.float32)
+
+
+def kept_vectors(texts: Sequence[str], encoder: Encoder, bank: Path) -> NDArray[np.float32]:
+    """The encoder's vectors of phrases, those known from `bank`/embeddings/<identity>.npz not made again (by the phrase's hash, so a new
+    state of the bank costs its new phrases alone); new ones are kept there where that can be written."""
+    identity = getattr(encoder, "identity", None)
+    if identity is None or not texts:
+        return np.asarray(encoder(list(texts)), np.float32)
+    path = bank / EMBEDDINGS / f"{identity}.npz"
+    keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    known = _read(path)
+    missing = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+    if missing:
+        made = np.asarray(encoder(list(missing.values())), np.float32).astype(np.float16)
+        known |= dict(zip(missing, made, strict=True))
+        data = {"keys": np.frombuffer(b"".join(known), np.uint8).reshape(-1, 16), "vectors": np.stack(list(known.values()))}
+        with contextlib.suppress(OutputError, OSError):  # a read-only bank is still a bank
+            write_atomically(path, lambda temporary: _save(temporary, data))
+    return np.stack([known[key] for key in keys]).astype(np.float32)
+
+
+def _read(path: Path) -> dict[bytes, NDArray[Any]]:
+    """What was kept; nothing when the file is missing or damaged."""
+    from zipfile import BadZipFile
+
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            keys, vectors = stored["keys"], stored["vectors"]
+            return dict(zip([row.tobytes() for row in keys], vectors, strict=True))
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile):
+        return {}
+
+
+def _save(path: Path, data: dict[str, NDArray[Any]]) -> None:
+    with path.open("wb") as file:
+        np.savez(file, allow_pickle=False, **data)
+
+
+def _takes_first(folder: Path) -> bool:
+    """Whether the folder says that the first token stands for a text; ModelError for a pooling that is neither that nor the mean."""
+    path = folder / "1_Pooling" / "config.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        modes = {key for key, value in said.items() if key.startswith("pooling_mode_") and value is True}
+    except (OSError, ValueError, AttributeError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Copy the encoder again.") from None
+    if modes - {"pooling_mode_mean_tokens", "pooling_mode_cls_token"} or len(modes) > 1:
+        raise ModelError(f"{path} asks for {', '.join(sorted(modes))}; encoders that average tokens or take the first one are supported.")
+    return "pooling_mode_cls_token" in modes
+
+
+def _digest(folder: Path) -> str:
+    """Of the files that vectors depend on."""
+    digest = hashlib.blake2b(digest_size=8)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".txt") and path.is_file():
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    return digest.hexdigest()
