@@ -32,7 +32,7 @@ from seerseg.protocols.combined import lacking_kinds
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Segmenter
 from seerseg.skills.base import EmptyBank, Retriever
-from seerseg.views import ViewSpec
+from seerseg.views import SEER_VIEWS, ViewSpec, agreed_views
 from seerseg.vocabulary import LabelDescription
 
 MANIFEST = "manifest.json"
@@ -335,6 +335,8 @@ def open_model(
         changes["segmenter"] = segmenter
     if protocol is not None:
         changes["protocol"] = protocol
+        if spec.views is not None and protocol != spec.protocol:  # the manifest's views were agreed with another protocol
+            changes["views"] = _views_for(protocol, spec.protocol, spec.views)
     spec = replace(spec, **changes)
     return Model(
         spec=spec,
@@ -346,6 +348,13 @@ def open_model(
         segmenter_given=None if segmenter is None or isinstance(segmenter, str) else segmenter,
         bank=_bank(bank, spec),
     )
+
+
+def _views_for(protocol: str, before: str, views: ViewSpec) -> ViewSpec:
+    """What the reasoner is shown when another protocol takes the place of the one that the manifest's views were agreed with."""
+    if load_protocol(before).view_spec != SEER_VIEWS:  # how many slices were planned is not in the manifest
+        views = replace(SEER_VIEWS, plane=views.plane, window=views.window, gamma=views.gamma)
+    return agreed_views(views, load_protocol(protocol).view_spec)
 
 
 def _bank(given: Retriever | str | Path | None, spec: ModelSpec) -> Retriever:

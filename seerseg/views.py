@@ -101,6 +101,15 @@ SEER_VIEWS = ViewSpec()
 MEDVOL_R1_VIEWS = ViewSpec(count=64, size_px=256, lo=0.0, hi=1.0, window="volume")
 
 
+def agreed_views(planned: ViewSpec, own: ViewSpec) -> ViewSpec:
+    """What a reasoner is shown in training and prediction alike: the planned views; for a protocol that was published with views of
+    its own those, in the planned plane, window and gamma."""
+    if own == SEER_VIEWS:
+        return planned
+    also = tuple(own.plane if plane == planned.plane else plane for plane in own.also)
+    return replace(own, plane=planned.plane, window=planned.window, gamma=planned.gamma, also=also)
+
+
 @dataclass(frozen=True)
 class PixelMap:
     """The affine between pixels of one view and voxels of its slice, per axis: pixel = offset + sign * scale * voxel.

@@ -49,6 +49,7 @@ _SHOWN_LINES = 8
 @option("--report", "html", is_flag=True, help="Also write report.html: everything asked, answered and drawn, with the pictures.")
 @option("--consensus", type=click.IntRange(1), default=1, metavar="N", help="Read each request N times; keep the mask most agree with.")
 @option("--abstain_below", type=click.FloatRange(0, 1), default=0.0, help="With --consensus: agreement under which nothing is drawn.")
+@option("--second_reading", is_flag=True, help="Where mask and answer disagree (--protocol seerseg), ask once more; keep what fits better.")
 @option("--overwrite", is_flag=True, help="Do cases again that are done. Default: continue.")
 @option("--continue_prediction", is_flag=True, help="The default; taken because nnU-Net's users type it.")
 @option("--num_parts", type=click.IntRange(1), default=1, envvar="SEERSEG_NUM_PARTS", metavar="N", help="Share the cases among N runs ...")
@@ -144,6 +145,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         seed=given["seed"],
         bank=_bank(given),
         consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),
+        second_reading=given["second_reading"],
     )
     if given["bank_mode"] == "online":
         _go_online(made, given)

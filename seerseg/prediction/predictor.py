@@ -60,6 +60,8 @@ class Predictor:
     segmenter, reasoner: a name, a folder or an object with the methods of the seam; model_folder: a trained model, of which those
     two and `protocol` replace parts. With nothing given the shipped defaults. device "auto" is the first GPU, if there is one.
     accept_license: the licence of the segmenter's weights was read and allows this use; it stands in every record of the run.
+    second_reading: ask once more where mask and answer disagree (a protocol that checks them, such as seerseg), keep what fits better.
+    accept_license: the licence of the segmenter's weights was read and allows this use; it stands in every record of the run.
     """
 
     def __init__(
@@ -76,8 +78,10 @@ class Predictor:
         seed: int = 0,
         bank: str | Path | Retriever | None = None,
         consensus: ConsensusSettings | None = None,
+        second_reading: bool = False,
     ) -> None:
         self.seed = seed
+        self.second_reading = second_reading
         self.consensus = consensus or ConsensusSettings()
         self.model: Model = open_model(
             Path(model_folder).expanduser() if model_folder is not None else None,
@@ -118,6 +122,10 @@ class Predictor:
         plain = {**self.model.describe(), "seed": self.seed}
         if self.model.accept_license and self.model.segmenter.card.weights_licence:
             plain["licence_accepted"] = self.model.segmenter.card.weights_licence
+        if self.second_reading:
+            plain["second_reading"] = True
+        if self.model.accept_license and self.model.segmenter.card.weights_licence:
+            plain["licence_accepted"] = self.model.segmenter.card.weights_licence
         return plain if self.consensus.readings == 1 else {**plain, "consensus": asdict(self.consensus)}
 
     @overload
@@ -151,7 +159,8 @@ class Predictor:
     ) -> Prediction | list[Prediction]:
         """One Prediction for a text, a list for a list of texts; requests of one call share the image encoding.
 
-        image: a path (file or DICOM folder), a Volume, a nibabel image, or an array (Z, Y, X) or (Y, X). For an array `affine` (4, 4) maps
+        image: a path (file or DICOM folder), a list of the paths of a case's channels (the first is shown), a Volume, a nibabel image, or
+        an array (Z, Y, X) or (Y, X). For an array `affine` (4, 4) maps
         voxel (x, y, z) to mm RAS, x being the array's last axis; `spacing_zyx_mm` instead takes the axes as pointing
         to superior, anterior and right, which it then says of no patient's side for sure.
         Raises ImageError, GeometryError, RequestError, ModelError, SegmenterError.
@@ -183,7 +192,8 @@ class Predictor:
         """Third stage: draw, and go on to the end."""
         if self.model.protocol.max_turns > 1:
             self._reason(dialogues)
-        episodes = finish(dialogues, volume, reasoner=self.model.reasoner, segmenter=self.segmenter, seed=self.seed)
+        parts: dict[str, Any] = {"reasoner": self.model.reasoner, "segmenter": self.segmenter}
+        episodes = finish(dialogues, volume, seed=self.seed, second_reading=self.second_reading, **parts)
         if self.consensus.readings == 1:
             return episodes
         settled = settle(episodes, readings=self.consensus.readings, least=self.consensus.least)
@@ -234,6 +244,9 @@ def open_image(
         return image, "canonical"
     if isinstance(image, str | Path):
         return read_case([Path(image)], modalities=[modality])[0], "xyz"
+    if isinstance(image, list | tuple) and image and all(isinstance(one, str | Path) for one in image):
+        channels = read_case([Path(one) for one in image], modalities=[modality] * len(image))
+        return replace(channels[0], siblings=lambda: channels), "xyz"
     if hasattr(image, "dataobj") and hasattr(image, "affine"):
         stored = np.asanyarray(image.dataobj)
         return volume_from_array(stored.T, affine=np.asarray(image.affine), modality=modality), "xyz"

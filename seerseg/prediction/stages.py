@@ -247,7 +247,9 @@ class Stages:
             )
         known = self.modalities if work.modality is None and len(self.modalities) == len(paths) else [work.modality] * len(paths)
         volumes = read_case(paths, modalities=known, resample_channels=self.options.resample_channels, name=work.case)
-        return replace(volumes[self.options.channel], source=volumes[0].source)
+        shown = replace(volumes[self.options.channel], source=volumes[0].source)
+        together = self.predictor.segmenter.capabilities.channels > 1  # else the other channels are let go
+        return replace(shown, siblings=lambda: volumes) if together else shown
 
     def _failed(self, work: Work) -> CaseOutcome:
         bad = [(r.id, r.text, work.fault) for r in work.asked.requests] + [(b.id, b.text, b.reason) for b in work.asked.bad]

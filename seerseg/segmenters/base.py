@@ -27,7 +27,7 @@ class Capabilities:
     text: "none", "closed" (only names of its vocabulary) or "open"; vocabulary: canonical names it is known to handle, in
     its own spelling (empty when open and unlisted); presence: it scores whether the target is in the scan at all;
     probabilities: it can give them; session: `session()` refines a mask over several turns; modalities: those it was made
-    for, empty when any; needs_mm: no 2D image without spacing.
+    for, empty when any; channels: how many channels of a case it looks at together (`Volume.together`).
     """
 
     text: Literal["none", "closed", "open"] = "none"
@@ -40,6 +40,7 @@ class Capabilities:
     presence: bool = False
     probabilities: bool = False
     modalities: tuple[str, ...] = ()
+    channels: int = 1
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -163,10 +163,10 @@ class LabelMap:
 class ClosedSegmenter(ABC):
     """A segmenter that knows a list of classes and draws a group of them, or all, in one inference."""
 
-    def __init__(self, classes: ClassNames, card: ModelCard, *, modalities: tuple[str, ...] = ()) -> None:
+    def __init__(self, classes: ClassNames, card: ModelCard, *, modalities: tuple[str, ...] = (), channels: int = 1) -> None:
         self.classes = classes
         self._card = card
-        self._capabilities = Capabilities(text="closed", vocabulary=classes.names, modalities=modalities)
+        self._capabilities = Capabilities(text="closed", vocabulary=classes.names, modalities=modalities, channels=channels)
         self._lock = threading.RLock()
         self._kept: OrderedDict[tuple[str, ...], LabelMap] = OrderedDict()
         self._kept_of = ""
@@ -199,8 +199,8 @@ class ClosedSegmenter(ABC):
         return ""
 
     def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
-        """One Segmentation per prompt, in order, on `volume.grid`."""
-        return self.segment_channels([volume], prompts)
+        """One Segmentation per prompt, in order, on `volume.grid`. A model of several channels looks at all of the volume's case."""
+        return self.segment_channels(volume.together if self._capabilities.channels > 1 else (volume,), prompts)
 
     def segment_channels(self, volumes: Sequence[Volume], prompts: Sequence[Prompt]) -> list[Segmentation]:
         """As `segment`, for a case of several channels, given in the model's order and on one grid."""

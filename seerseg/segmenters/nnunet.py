@@ -108,7 +108,8 @@ class NnunetSegmenter(ClosedSegmenter):
             source=str(folder.path),
             notes=f"{weights.trainer} {weights.configuration}, folds {', '.join(folder.checkpoints)}; takes {', '.join(folder.channels)}.",
         )
-        super().__init__(ClassNames.of(folder.labels, descriptions=folder.descriptions), card, modalities=modalities)
+        classes = ClassNames.of(folder.labels, descriptions=folder.descriptions)
+        super().__init__(classes, card, modalities=modalities, channels=len(folder.channels))
 
     @classmethod
     def load(cls, path: Path, options: NnunetOptions | None = None, *, device: str = "cpu") -> NnunetSegmenter:

@@ -97,9 +97,12 @@ class StoredCase:
         facts = self._channel(channel)
         array = self.read_patch((0, 0, 0), self.grid.shape_zyx, channel)
         source = SourceGeometry.from_json(facts["source"]) if facts["source"] is not None else None
-        volume = Volume(array, self.grid, self.modality(channel), channel, source, self.id)
+        volume = Volume(array, self.grid, self.modality(channel), channel, source, self.id, self._volumes)
         volume._hash.append(self.content_hash(channel))  # spares hashing what was hashed when it was written
         return volume
+
+    def _volumes(self) -> tuple[Volume, ...]:
+        return tuple(self.volume(channel) for channel in range(self.channels))
 
     def channel(self, channel: int = 0) -> ChannelSlices:
         """The channel as a source of slices for `seerseg.views`."""

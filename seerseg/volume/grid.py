@@ -9,6 +9,7 @@ be oblique or sheared, as canonical form never resamples.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -165,7 +166,8 @@ class SourceGeometry:
 class Volume:
     """One channel of a scan: array (Z, Y, X) in the file's own units (HU for CT) on a canonical grid.
 
-    modality: "CT", "MR", "PET", "US", ... or None when unknown; channel: which channel of its case this is.
+    modality: "CT", "MR", "PET", "US", ... or None when unknown; channel: which channel of its case this is; siblings: gives all channels
+    of the case in order, where they can be had.
     """
 
     array: NDArray[Any]
@@ -174,6 +176,7 @@ class Volume:
     channel: int = 0
     source: SourceGeometry | None = None
     name: str = ""
+    siblings: Callable[[], Sequence[Volume]] | None = field(default=None, repr=False)
     _hash: list[str] = field(default_factory=list, init=False, repr=False)  # not copied by dataclasses.replace
 
     def __post_init__(self) -> None:
@@ -189,6 +192,11 @@ class Volume:
             digest.update(np.ascontiguousarray(self.array).data)
             self._hash.append(digest.hexdigest())
         return self._hash[0]
+
+    @property
+    def together(self) -> tuple[Volume, ...]:
+        """All channels of the case in order, where they can be had; else this one alone."""
+        return (self,) if self.siblings is None else tuple(self.siblings())
 
     def read_slice(self, axis: int, index: int) -> NDArray[Any]:
         """The 2D array at `index` of array axis `axis` (0 z: (Y, X), 1 y: (Z, X), 2 x: (Z, Y)), no copy."""
