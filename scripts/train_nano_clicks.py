@@ -67,6 +67,8 @@ FIRST = {"box2d": 0.55, "box3d": 0.12, "point": 0.13, "damaged": 0.12, "slice": 
 TURNS, TURN_ODDS = (1, 2, 3, 4, 5), (2, 3, 3, 2, 2)
 FLAT = 0.06
 """Share of crops that show one slice repeated: single images."""
+UNNAMED, MISNAMED = 0.15, 0.2
+"""Shares of targets for which no name is recognised, or only wrong ones."""
 FORGET = 0.15
 """Share of turns that know the mask before and the newest click alone, as without a session."""
 LEAST_VOXELS = 40
@@ -238,6 +240,9 @@ def new_user(target: np.ndarray, rng: random.Random, kind: str | None = None) ->
         before = np.zeros(target.shape, np.float32)
         np.moveaxis(before, axis, 0)[k] = np.moveaxis(target, axis, 0)[k]
         user.before = before
+        edges = [np.flatnonzero(np.moveaxis(target, axis, 0)[k].any(axis=1 - a)) for a in (0, 1)]
+        low, high = (float(edges[0][0]), float(edges[1][0])), (float(edges[0][-1] + 1), float(edges[1][-1] + 1))
+        user.boxes = (Box2D(axis, k, low, high),)
     else:
         damaged = damage(target, rng)
         user.before = damaged.astype(np.float32) if damaged.any() else None
@@ -319,12 +324,28 @@ def loss_of(logits: Tensor, truth: Tensor, prompts: Tensor) -> Tensor:
     return (1 - (2 * both + 1) / (total + 1) + 2 * entropy).mean()
 
 
-def encoded(encoder: NanoNetwork, crops: list[Crop]) -> tuple[Tensor, list[Tensor]]:
-    """Windows (B, 2, ...) and features of the frozen encoder."""
+def encoded(encoder: NanoNetwork, names: Tensor, crops: list[Crop]) -> tuple[Tensor, list[Tensor], list[clicks.Concepts]]:
+    """Windows (B, 2, ...), features of the frozen encoder, and what the known names look like on each crop."""
     with torch.no_grad():
         image = torch.stack([c.image for c in crops]).contiguous(memory_format=torch.channels_last_3d)
-        features, _ = encoder.image(image, torch.stack([c.conditions for c in crops]))
-    return image[:, : clicks.WINDOWS], features
+        features, pooled = encoder.image(image, torch.stack([c.conditions for c in crops]))
+    concepts = [
+        clicks.Concepts(encoder, [f[k : k + 1] for f in features], pooled[k : k + 1], image[k : k + 1, clicks.WINDOWS :], names)
+        for k in range(len(crops))
+    ]
+    return image[:, : clicks.WINDOWS], features, concepts
+
+
+def usable_names(concepts: clicks.Concepts, target: np.ndarray, rng: random.Random) -> Tensor:
+    """Which names may be recognised: mostly all, now and then none, or none that fits the target, as for what nobody taught the words."""
+    chance = rng.random()
+    if chance < UNNAMED:
+        return torch.zeros(len(concepts.half))
+    if chance < UNNAMED + MISNAMED:
+        truth = F.avg_pool3d(torch.from_numpy(target.astype(np.float32))[None], 2)[0]
+        overlap = 2 * (concepts.half * truth).sum((1, 2, 3)) / (concepts.half.sum((1, 2, 3)) + truth.sum())
+        return (overlap < 0.4).float()
+    return torch.ones(len(concepts.half))
 
 
 def channels_of(users: list[User]) -> Tensor:
@@ -351,16 +372,18 @@ class Validation:
             self.crops += [(group, some) for some in by_shape.values()]
 
     @torch.no_grad()
-    def run(self, encoder: NanoNetwork, network: clicks.ClickNetwork) -> dict[str, list[float]]:
+    def run(self, encoder: NanoNetwork, names: Tensor, network: clicks.ClickNetwork) -> dict[str, list[float]]:
         """Mean Dice after each of five turns, per group."""
         rows: dict[str, list[list[float]]] = {}
         for group, crops in self.crops:
-            windows, features = encoded(encoder, crops)
+            windows, features, concepts = encoded(encoder, names, crops)
             sight = network.sight(features)
             users = [new_user(crop.target, random.Random(11), "box2d") for crop in crops]
             dices: list[list[float]] = [[] for _ in users]
             for _ in range(5):
-                found = (network(windows, sight, channels_of(users)) > 0).numpy()
+                prompts = channels_of(users)
+                concept = torch.stack([known.best(one) for known, one in zip(concepts, prompts, strict=True)])
+                found = (network(windows, sight, prompts, concept) > 0).numpy()
                 for row, user, mask in zip(dices, users, found, strict=True):
                     row.append(2 * float((mask & user.target).sum()) / max(1, int(mask.sum() + user.target.sum())))
                     user.click(mask, None)
@@ -393,7 +416,8 @@ def train(args: argparse.Namespace) -> None:
         print(line, flush=True)
         log.write(f"{time.strftime('%H:%M:%S', time.gmtime())} {line}\n")
 
-    encoder = NanoSegmenter.load(source=args.encoder)._network
+    segmenter = NanoSegmenter.load(source=args.encoder)
+    encoder, names = segmenter._network, segmenter._embedded_vocabulary()[1]
     items = text.training_items(args.cache, args.data, args.phantoms)
     pools: dict[str, list[Any]] = {}
     for item in items:
@@ -413,16 +437,18 @@ def train(args: argparse.Namespace) -> None:
     running: dict[int, list[float]] = {}
     while (share := (time.time() - begun) / (args.minutes * 60)) < 1:
         crops = batch(pools, rng)
-        windows, features = encoded(encoder, crops)
+        windows, features, concepts = encoded(encoder, names, crops)
         sight = network.sight(features)
         users = [new_user(crop.target, rng) for crop in crops]
+        usable = [usable_names(known, crop.target, rng) for known, crop in zip(concepts, crops, strict=True)]
         truth = torch.stack([torch.from_numpy(user.target.astype(np.float32)) for user in users])
         seen += len(users)
         for turn in range(turns := rng.choices(TURNS, TURN_ODDS)[0]):
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * min(1.0, (updates + 1) / 60) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, share))))
             prompts = channels_of(users)
-            logits = network(windows, sight, prompts)
+            concept = torch.stack([known.best(one, may) for known, one, may in zip(concepts, prompts, usable, strict=True)])
+            logits = network(windows, sight, prompts, concept)
             loss = loss_of(logits, truth, prompts)
             optimizer.zero_grad()
             loss.backward()
@@ -439,14 +465,14 @@ def train(args: argparse.Namespace) -> None:
                 found = (logits.detach() > 0).numpy()
                 for user, mask in zip(users, found, strict=True):
                     user.click(mask, rng)
-        if seen % 200 < len(users):
+        if seen % 80 < len(users):
             used = (time.process_time() - cpu) / 60
             losses = " ".join(f"{np.mean(v[-60:]):.3f}" for _, v in sorted(running.items()))
             say(f"{(time.time() - begun) / 60:.1f} min (cpu {used:.1f}) updates {updates} targets {seen} loss by turn {losses}")
         if time.time() - checked > args.validate_minutes * 60:
-            best = max(best, _validated(args, validation, encoder, average, best, updates, say))
+            best = max(best, _validated(args, validation, (encoder, names), average, best, updates, say))
             checked = time.time()
-    _validated(args, validation, encoder, average, best, updates, say)
+    _validated(args, validation, (encoder, names), average, best, updates, say)
     minutes = (time.process_time() - cpu) / 60
     say(f"end: {updates} updates, {seen} targets, {minutes:.1f} min of CPU, {(time.time() - begun) / 60:.1f} min of wall clock")
 
@@ -454,14 +480,14 @@ def train(args: argparse.Namespace) -> None:
 def _validated(
     args: argparse.Namespace,
     validation: Validation,
-    encoder: NanoNetwork,
+    eyes: tuple[NanoNetwork, Tensor],
     network: clicks.ClickNetwork,
     best: float,
     updates: int,
     say: Any,
 ) -> float:
     """The score: mean over groups of the mean Dice over turns, hippocampus twice. Kept as last.pt, and best.pt when it is the best."""
-    scores = validation.run(encoder, network)
+    scores = validation.run(*eyes, network)
     score = float(np.average([np.mean(v) for v in scores.values()], weights=[2 if k == "hippocampus" else 1 for k in scores]))
     say(f"validation {score:.4f} " + "; ".join(f"{k} " + " ".join(f"{v:.3f}" for v in values) for k, values in scores.items()))
     state = {"network": network.state_dict(), "updates": updates, "scores": scores}

@@ -240,7 +240,7 @@ class TestSeam:
         volume = scene()
         with torch.no_grad():
             assert untrained._clicks is not None
-            desk = refining.Desk(untrained._network, untrained._clicks, volume, reuse=True)
+            desk = refining.Desk(untrained._network, untrained._clicks, untrained._embedded_vocabulary()[1], volume, reuse=True)
             mask = np.zeros(volume.grid.shape_zyx, bool)
             mask[6:12, 12:20, 8:16] = True
             before = Mask(mask, volume.grid)

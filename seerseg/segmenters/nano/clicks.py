@@ -1,8 +1,8 @@
 """The click network: a small 3D U-Net that draws any one structure from boxes, clicks and the mask before, on a crop.
 
 It looks through the frozen eyes of the text network (`ImageEncoder`), so an image is encoded once for words and clicks alike; what it
-adds are four prompt channels, two maps of how like the prompted place each voxel looks, and its own decoder. It knows no names: the
-same weights serve every structure.
+adds are four prompt channels, two maps of how like the prompted place each voxel looks, a map of the known name that fits the prompts
+best (`Concepts`), and its own decoder. It is told no names: the same weights serve every structure, also those that no name fits.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from seerseg.errors import WeightsError
 from seerseg.prompts import Box2D, Box3D, Point
+from seerseg.segmenters.nano.network import NanoNetwork
 from seerseg.volume import Grid
 
 Float32 = NDArray[np.float32]
@@ -33,6 +34,8 @@ WINDOWS = 2
 """The first channels of an encoder's input: a wide and a narrow intensity window."""
 LIKENESS = 2
 """Maps of likeness: at full resolution, and at a half and a quarter of it together."""
+LEAST_FIT = 0.25
+CLUES = LIKENESS + 1
 CLICK_VOXELS = 1.5
 """Standard deviation of a click's blob, voxels of the crop."""
 SCHEMA = 1
@@ -79,21 +82,22 @@ class ClickNetwork(nn.Module):
         c, f = config.channels, config.features
         self.even = nn.ModuleList(nn.GroupNorm(width // 8, width, affine=False) for width in f)
         self.seen = nn.ModuleList(nn.Conv3d(f[k], c[k], 1) for k in range(4))
-        self.stem = _Conv(WINDOWS + PROMPT_CHANNELS + LIKENESS, c[0])
+        self.stem = _Conv(WINDOWS + PROMPT_CHANNELS + CLUES, c[0])
         self.down = nn.ModuleList(_Conv(c[k], c[k + 1], stride=2) for k in range(3))
         self.encode = nn.ModuleList(_Conv(c[k], c[k]) for k in (1, 2, 3))
         self.deep = _Conv(c[3], c[3])
         self.lateral = nn.ModuleList(nn.Conv3d(c[k + 1], c[k], 1) for k in range(3))
         self.decode = nn.ModuleList(_Conv(c[k], c[k]) for k in range(3))
-        self.out = nn.Conv3d(c[0] + PROMPT_CHANNELS + LIKENESS, 1, 1)
+        self.out = nn.Conv3d(c[0] + PROMPT_CHANNELS + CLUES, 1, 1)
 
     def sight(self, features: list[Tensor]) -> list[Tensor]:
         """What the network takes from the encoder's features (B, C_k, ...) at 1/2^k: the same for every prompt on the crop. No weights."""
         return [even(x) for even, x in zip(self.even, features, strict=True)]
 
-    def forward(self, windows: Tensor, sight: list[Tensor], prompts: Tensor) -> Tensor:
-        """windows (B, 2, Z, Y, X), sight of the same crops, prompts (B, 4, Z, Y, X) -> logits (B, Z, Y, X)."""
-        prompts = torch.cat([prompts, likeness(sight, prompts)], 1)
+    def forward(self, windows: Tensor, sight: list[Tensor], prompts: Tensor, concept: Tensor) -> Tensor:
+        """windows (B, 2, Z, Y, X), sight of the same crops, prompts (B, 4, Z, Y, X), concept (B, 1, Z, Y, X) as `Concepts.best` gives it ->
+        logits (B, Z, Y, X)."""
+        prompts = torch.cat([prompts, likeness(sight, prompts), concept], 1)
         x = self.stem(torch.cat([windows, prompts], 1), self.seen[0](sight[0]))
         kept = [x]
         for k in range(3):
@@ -129,6 +133,48 @@ def likeness(sight: list[Tensor], prompts: Tensor) -> Tensor:
         line = line.clamp(-3, 3)
         out.append(F.interpolate(line, scale_factor=2**k, mode="trilinear", align_corners=False) if k else line)
     return torch.cat([out[0], 0.5 * (out[1] + out[2])], 1)
+
+
+class Concepts:
+    """What each of the names that the text network knows looks like on one crop, so that what is pointed at may be recognised."""
+
+    def __init__(self, network: NanoNetwork, features: list[Tensor], pooled: Tensor, coordinates: Tensor, table: Tensor) -> None:
+        """features, pooled, coordinates of one crop, as `NanoNetwork.decode` takes them; table (P, T): the names, embedded."""
+        self._network, self._seen, self._table = network, (features, pooled, coordinates), table
+        with torch.no_grad():
+            self.half = torch.sigmoid(network.decode(*self._seen, table, finest=1)[0]) if len(table) else coordinates.new_zeros(0)
+            """Probabilities at half resolution, (P, Z/2, Y/2, X/2)."""
+
+    @torch.no_grad()
+    def best(self, prompts: Tensor, usable: Tensor | None = None) -> Tensor:
+        """(1, Z, Y, X): logits of the name that fits the prompts (4, Z, Y, X) best, a third of them, within -2..2, times its fit 0..1;
+        0 everywhere when no name fits. usable (P,): which names may be taken."""
+        nothing = torch.zeros_like(prompts[:1])
+        if not len(self._table) or (usable is not None and not usable.any()):
+            return nothing
+        fits = self._fits(F.avg_pool3d(prompts, 2))
+        if usable is not None:
+            fits = fits * usable
+        index = int(fits.argmax())
+        if float(fits[index]) < LEAST_FIT:
+            return nothing
+        logits, _ = self._network.decode(*self._seen, self._table[index : index + 1])
+        return (logits / 3).clamp(-2, 2) * fits[index]
+
+    def _fits(self, prompts: Tensor) -> Tensor:
+        """(P,): overlap with the mask before, or with the boxes where they speak if that is larger; lowered by clicks on the wrong side."""
+        p = self.half
+        positive, negative, box, before = prompts
+        overlaps = []
+        for known, evidence in ((box.abs().clamp(max=1), box), (torch.ones_like(before), before)):
+            if evidence.max() > 0:
+                inside = evidence.clamp(min=0)
+                overlaps.append(2 * (p * inside).sum((1, 2, 3)) / ((p * known).sum((1, 2, 3)) + inside.sum()).clamp(min=1e-3))
+        fit = torch.stack(overlaps).amax(0) if overlaps else 0.7 - 0.5 * p.mean((1, 2, 3)) ** (1 / 3)  # a click alone: rather the smaller
+        for clicks, wanted in ((positive, p), (negative, 1 - p)):
+            if clicks.max() > 0:
+                fit = fit * (0.25 + 0.75 * (wanted * clicks).sum((1, 2, 3)) / clicks.sum())
+        return fit
 
 
 # ------------------------------------------------------------------------------------------------------------- prompt channels
@@ -181,10 +227,10 @@ def _box_regions(crop: Grid, source: Grid, boxes: tuple[Box2D | Box3D, ...]) -> 
 # --------------------------------------------------------------------------------------------------------------------- weights
 
 
-def encoder_digest(network: nn.Module) -> str:
-    """Hex digest of the weights that click networks look through: those of `network.image`, as float16 (how they are shipped)."""
+def encoder_digest(network: NanoNetwork) -> str:
+    """Hex digest of the weights that a click network looks through, as float16 (how they are shipped)."""
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(network.image.state_dict().items()):
+    for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode() + value.half().contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 

@@ -6,7 +6,7 @@ averaged: what is on the left is drawn like what is on the right.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from seerseg.prompts import Box2D, Box3D, Point, Prompt
 from seerseg.segmenters.nano import inputs
-from seerseg.segmenters.nano.clicks import WINDOWS, ClickNetwork, prompt_channels
+from seerseg.segmenters.nano.clicks import WINDOWS, ClickNetwork, Concepts, prompt_channels
 from seerseg.segmenters.nano.inference import Field, Float32, Scan, averaged, isotropic, look, paint, picture
 from seerseg.segmenters.nano.network import NanoNetwork
 from seerseg.volume import Grid, Mask, Volume, resample
@@ -43,19 +43,21 @@ RIM = 3
 
 @dataclass(frozen=True, eq=False)
 class _Encoded:
-    """A crop seen plainly and mirrored: windows (2, 2, Z, Y, X), sight as `ClickNetwork.sight`."""
+    """A crop seen plainly and mirrored: windows (2, 2, Z, Y, X), sight as `ClickNetwork.sight`, concepts of either."""
 
     grid: Grid
     windows: Tensor
     sight: list[Tensor]
+    concepts: tuple[Concepts, Concepts]
 
 
 class Desk:
     """One volume on the desk: its scaling, and the crops encoded so far. reuse: a crop that still fits serves the next prompt too, so that
     a session encodes the image once; without it what is drawn depends on the prompt alone."""
 
-    def __init__(self, encoder: NanoNetwork, network: ClickNetwork, volume: Volume, *, reuse: bool = False) -> None:
-        self._encoder, self._network, self._reuse = encoder, network, reuse
+    def __init__(self, encoder: NanoNetwork, network: ClickNetwork, names: Tensor, volume: Volume, *, reuse: bool = False) -> None:
+        """names (P, T): the known names, embedded."""
+        self._encoder, self._network, self._names, self._reuse = encoder, network, names, reuse
         self._own_shape = volume.grid.shape_zyx
         self._volume = _thickened(volume)
         self._seen: Scan | None = None
@@ -66,6 +68,7 @@ class Desk:
         """The mask (Z, Y, X) for a checked prompt with a box, a positive click or a mask that is not empty."""
         if self._volume.grid.shape_zyx != self._own_shape:
             prompt = _lifted(prompt, self._own_shape, self._volume.grid)
+        prompt = _sliced(prompt, self._volume.grid.shape_zyx)
         if self._seen is None:
             self._seen = look(self._volume)
         scan = self._seen
@@ -114,8 +117,12 @@ class Desk:
         mirror = image.flip(-1)
         mirror[:, WINDOWS] *= -1  # x, relative to the body
         both = torch.cat([image, mirror]).contiguous(memory_format=torch.channels_last_3d)
-        features, _ = self._encoder.image(both, conditions.expand(2, -1))
-        made = _Encoded(grid, both[:, :WINDOWS], self._network.sight(features))
+        features, pooled = self._encoder.image(both, conditions.expand(2, -1))
+        plain, mirrored = (
+            Concepts(self._encoder, [f[k : k + 1] for f in features], pooled[k : k + 1], both[k : k + 1, WINDOWS:], self._names)
+            for k in (0, 1)
+        )
+        made = _Encoded(grid, both[:, :WINDOWS], self._network.sight(features), (plain, mirrored))
         self._held = [*self._held[1 - HELD :], made]
         return made
 
@@ -127,7 +134,8 @@ class Desk:
             share = averaged(before.array.view(np.uint8), source, crop.grid, 0.0).clip(0, 1)
         channels = prompt_channels(crop.grid, source, boxes=prompt.boxes, points=prompt.points, before=share)
         both = torch.stack([channels, channels.flip(-1)]).to(crop.windows.device).contiguous(memory_format=torch.channels_last_3d)
-        plain, mirrored = self._network(crop.windows, crop.sight, both).float().cpu()
+        concept = torch.stack([known.best(one) for known, one in zip(crop.concepts, both, strict=True)])
+        plain, mirrored = self._network(crop.windows, crop.sight, both, concept).float().cpu()
         return np.ascontiguousarray((0.5 * (plain + mirrored.flip(-1))).numpy())
 
     def _paint(self, scan: Scan, grid: Grid, logits: Float32) -> Bool:
@@ -188,12 +196,13 @@ def _pointed_at(grid: Grid, prompt: Prompt) -> tuple[World, World]:
             low[box.axis] = high[box.axis] = box.index
         spans.append((low, high, box.axis if isinstance(box, Box2D) else None))
     if prompt.mask is not None and prompt.mask.array.any():
-        lines = [np.flatnonzero(prompt.mask.array.any(axis=tuple(i for i in range(3) if i != a))) for a in range(3)]
-        single = next((a for a in range(3) if len(lines[a]) == 1 and grid.shape_zyx[a] > 1), None)
-        spans.append((np.array([line[0] - 0.5 for line in lines]), np.array([line[-1] + 0.5 for line in lines]), single))
+        lines = _extent(prompt.mask.array)
+        spans.append(
+            (np.array([low - 0.5 for low, _ in lines]), np.array([high - 0.5 for _, high in lines]), _single(lines, grid.shape_zyx))
+        )
     bounds = []
     for low, high, axis in spans:
-        if axis is not None and len(spans) == 1:
+        if axis is not None and all(other is not None for _, _, other in spans):
             half = float(((high - low) * spacing)[[a for a in range(3) if a != axis]].max()) / 2 / spacing[axis]
             low[axis], high[axis] = low[axis] - half, high[axis] + half
         bounds.append(_world_box(grid, low, high))
@@ -203,6 +212,30 @@ def _pointed_at(grid: Grid, prompt: Prompt) -> tuple[World, World]:
             world = grid.to_world(np.array(point.zyx))[::-1]
             bounds.append((world - reach, world + reach))
     return np.min([low for low, _ in bounds], axis=0), np.max([high for _, high in bounds], axis=0)
+
+
+def _extent(mask: Bool) -> list[tuple[int, int]]:
+    """First and one past the last index of a mask that is not empty, per axis."""
+    lines = [np.flatnonzero(mask.any(axis=tuple(i for i in range(3) if i != a))) for a in range(3)]
+    return [(int(line[0]), int(line[-1]) + 1) for line in lines]
+
+
+def _single(lines: list[tuple[int, int]], shape: tuple[int, ...]) -> int | None:
+    """The axis across which a mask of this extent lies on one slice of several."""
+    return next((a for a, (low, high) in enumerate(lines) if high - low == 1 and shape[a] > 1), None)
+
+
+def _sliced(prompt: Prompt, shape: tuple[int, ...]) -> Prompt:
+    """A mask on one slice alone says where the target is not on that slice, as a box does: the prompt with that box."""
+    if prompt.boxes or prompt.mask is None or not prompt.mask.array.any():
+        return prompt
+    lines = _extent(prompt.mask.array)
+    axis = _single(lines, shape)
+    if axis is None:
+        return prompt
+    plane = [line for a, line in enumerate(lines) if a != axis]
+    box = Box2D(axis, lines[axis][0], (plane[0][0], plane[1][0]), (plane[0][1], plane[1][1]))
+    return replace(prompt, boxes=(box,))
 
 
 def _beyond(grid: Grid, logits: Float32, field_lo: World, field_hi: World) -> tuple[World, World] | None:

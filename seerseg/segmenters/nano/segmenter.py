@@ -136,7 +136,7 @@ class NanoSegmenter:
         """A session in which boxes, clicks and masks refine the mask before; SegmenterError when there is no click network."""
         if self._clicks is None:
             raise SegmenterError("The nano segmenter takes text only, so it cannot refine a mask over several turns.")
-        return _Session(self, volume, Desk(self._network, self._clicks, volume, reuse=True))
+        return _Session(self, volume, Desk(self._network, self._clicks, self._embedded_vocabulary()[1], volume, reuse=True))
 
     def _answer(self, volume: Volume, prompts: Sequence[Prompt], desk: Desk | None) -> list[Segmentation]:
         out: dict[int, Segmentation] = {}
@@ -154,7 +154,7 @@ class NanoSegmenter:
             if not prompt.kinds - _WORDS:
                 out[index] = read[index]
             elif self._clicks is not None:
-                desk = desk or Desk(self._network, self._clicks, volume)
+                desk = desk or Desk(self._network, self._clicks, self._embedded_vocabulary()[1], volume)
                 out[index] = _pointed(volume, prompt, desk, read.get(index))
         return [out[index] for index in range(len(prompts))]
 

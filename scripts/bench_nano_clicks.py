@@ -1,0 +1,176 @@
+#!/usr/bin/env python
+"""The simulated expert with the nano segmenter: Dice after each of five turns, beside the text prompt's.
+
+    python scripts/bench_nano_clicks.py hippocampus --data DATA/mr_hippocampus [--split test] [--weights FOLDER]
+    python scripts/bench_nano_clicks.py chest --cache CACHE          CT chest of slicerio (bench_nano_segmenter.py fetch)
+    python scripts/bench_nano_clicks.py torso --data DATA/ct_torso   learnt from: no test
+    python scripts/bench_nano_clicks.py phantom                      seeds that training never drew
+
+`box, clicks`: the target's box on its largest axial slice (edges jittered by 4 % of its side), then four clicks, each at the deepest point
+of the largest error; every click is kept, whether it helped or not. `words, clicks`: the words first, then four clicks. A row is one
+structure; intervals are 95 %, by bootstrap over subjects. `gain` is the last turn less the words.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from seerseg.metrics import bootstrap_interval
+from seerseg.prompts import Point, Prompt
+from seerseg.segmenters import load_segmenter
+from seerseg.segmenters.base import Segmenter
+from seerseg.volume import Grid, Volume, read_labels, read_segmentation_names, read_volume
+from seerseg_data.trajectories import Expert, demonstrate, error_points
+
+ROOT = Path(__file__).resolve().parents[1]
+Bool = NDArray[np.bool_]
+TURNS = 5
+Case = tuple[str, str, str, Volume, Bool]
+"""Subject, case, words, scan, target."""
+
+
+def hippocampus(options: argparse.Namespace) -> Iterator[Case]:
+    """Both parts, of the split's cases."""
+    split = json.loads((ROOT / "seerseg_data" / "splits" / "hippocampus.json").read_text())
+    cases = split["test"] if options.split == "test" else split["folds"][0][options.split]
+    for case in cases[: options.cases]:
+        volume = read_volume(options.data / "imagesTr" / f"{case}_0000.nii.gz", modality="MR")
+        labels, _ = read_labels(options.data / "labelsTr" / f"{case}.nii.gz", like=volume.grid)
+        subject = str((int(case.rpartition("_")[2]) + 1) // 2)  # cases 2k - 1 and 2k are one person
+        yield subject, case, "anterior hippocampus", volume, labels == 1
+        yield subject, case, "posterior hippocampus", volume, labels == 2
+
+
+def chest(options: argparse.Namespace) -> Iterator[Case]:
+    """Structures of slicerio's CT chest."""
+    folder = options.cache / "slicerio" / "slicerio" / "data"
+    volume = read_volume(folder / "CTChest4.nrrd", modality="CT")
+    labels, _ = read_labels(folder / "Segmentation.seg.nrrd", like=volume.grid)
+    names = {name.lower(): value for value, name in read_segmentation_names(folder / "Segmentation.seg.nrrd").items()}
+    for name in options.structures or ("left lung", "thoracic vertebral column"):
+        yield "slicerio", "CTChest4", name, volume, labels == names[name]
+
+
+def torso(options: argparse.Namespace) -> Iterator[Case]:
+    """Some organs of the CT that training saw."""
+    volume = read_volume(options.data / "image.nii.gz", modality="CT")
+    labels, _ = read_labels(options.data / "label.nii.gz", like=volume.grid)
+    table = json.loads((options.data / "labels.json").read_text())["labels"]
+    values = {entry["name"].replace("_", " "): int(value) for value, entry in table.items()}
+    for name in options.structures or ("liver", "aorta"):
+        yield "torso", "torso", name, volume, labels == values[name]
+
+
+def phantoms(options: argparse.Namespace) -> Iterator[Case]:
+    """Chests and abdomens at 3 x 2 x 2 mm."""
+    from seerseg_data.phantoms import phantom
+
+    for kind, names in (("chest", ("heart", "left lung")), ("abdomen", ("liver", "left kidney"))):
+        for seed in range(5000, 5000 + min(options.cases, 3)):
+            drawn = phantom(kind, seed, spacing_zyx_mm=(3.0, 2.0, 2.0))
+            volume = Volume(drawn.array_zyx, Grid(drawn.array_zyx.shape, drawn.affine), "CT")
+            for name in options.structures or names:
+                yield f"{kind} {seed}", f"{kind} {seed}", name, volume, drawn.mask(name)
+
+
+def dice(found: Bool, truth: Bool) -> float:
+    """0 for an empty mask of a present target."""
+    return float(2 * np.count_nonzero(found & truth) / max(1, np.count_nonzero(found) + np.count_nonzero(truth)))
+
+
+def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imperfect: float) -> list[float]:
+    """Dice after each turn; a user who is content stays so."""
+    expert = Expert(imperfect=imperfect, most_prompts=TURNS, least_gain=-1.0, tries=1)
+    shown = demonstrate(volume, truth, segmenter, axis=0, rng=np.random.default_rng(seed), expert=expert)
+    row = [turn.dice for turn in shown.turns if turn.prompt is not None]
+    return [*row, *[row[-1]] * (TURNS - len(row))] if row else [0.0] * TURNS
+
+
+def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str) -> list[float]:
+    """The words, then clicks, also where the words found nothing."""
+    session = segmenter.session(volume)
+    found = session.add(Prompt(text=words)).mask
+    assert found is not None
+    row = [dice(found.array, truth)]
+    while len(row) < TURNS:
+        errors = error_points(found.array, truth, volume.grid.spacing_zyx)
+        if not errors:
+            break
+        (z, y, x), positive = errors[0]
+        made = session.add(Prompt(points=(Point((float(z), float(y), float(x)), positive),)))
+        found = made.mask if made.mask is not None else found
+        row.append(dice(found.array, truth))
+    session.close()
+    return [*row, *[row[-1]] * (TURNS - len(row))]
+
+
+def summary(rows: dict[str, list[list[float]]]) -> tuple[NDArray[np.float64], list[str]]:
+    """Mean per column over all rows, and that mean with its interval as text. rows: per subject."""
+    table = np.concatenate([np.array(v) for v in rows.values()])
+    cells = []
+    for column in range(table.shape[1]):
+        interval = bootstrap_interval({subject: [row[column] for row in values] for subject, values in rows.items()})
+        mean = f"{table[:, column].mean():.3f}"
+        cells.append(mean if interval is None else f"{mean} ({interval.lo:.3f} to {interval.hi:.3f})")
+    return table.mean(axis=0), cells
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=("hippocampus", "chest", "torso", "phantom"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--segmenter", default="nano", help="any with sessions, boxes and points; words only where it takes them")
+    parser.add_argument("--weights", type=Path, help="a folder of nano weights")
+    parser.add_argument("--split", choices=("train", "val", "bank", "test"), default="test")
+    parser.add_argument("--cases", type=int, default=1000)
+    parser.add_argument("--structures", nargs="*")
+    parser.add_argument("--imperfect", type=float, default=0.0, help="share of deliberately bad first boxes")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    name = f"{options.segmenter}:{options.weights}" if options.weights else options.segmenter
+    segmenter = load_segmenter(name)
+    source = {"hippocampus": hippocampus, "chest": chest, "torso": torso, "phantom": phantoms}[options.set]
+    ways = ("box, clicks", "words, clicks") if segmenter.capabilities.text != "none" else ("box, clicks",)
+    rows: dict[tuple[str, str], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    seconds = 0.0
+    begun = time.process_time()
+    for number, (subject, case, words, volume, truth) in enumerate(source(options)):
+        started = time.process_time()
+        boxed = from_box(segmenter, volume, truth, number, options.imperfect)
+        seconds += time.process_time() - started
+        text = from_words(segmenter, volume, truth, words) if len(ways) == 2 else [np.nan] * TURNS
+        rows[words, ways[0]][subject].append([*boxed, boxed[-1] - text[0]])
+        if len(ways) == 2:
+            rows[words, ways[1]][subject].append([*text, text[-1] - text[0]])
+        print(f"{case} {words}: box {' '.join(f'{v:.3f}' for v in boxed)}; words {' '.join(f'{v:.3f}' for v in text)}", flush=True)
+    print(f"\n{segmenter.card.identity}; {options.set} {options.split if options.set == 'hippocampus' else ''}")
+    print(
+        "| structure | prompts | n | "
+        + " | ".join(f"turn {k + 1}" for k in range(TURNS))
+        + " | gain over words |\n|"
+        + "---|" * (TURNS + 4)
+    )
+    for (words, way), by_subject in rows.items():
+        count = sum(len(v) for v in by_subject.values())
+        print(f"| {words} | {way} | {count} of {len(by_subject)} | " + " | ".join(summary(by_subject)[1]) + " |")
+    turns = TURNS * sum(len(v) for (_, way), s in rows.items() if way == ways[0] for v in s.values())
+    each = seconds / max(1, turns)
+    print(f"\n{each:.2f} s of CPU a turn (box, clicks; with the expert's own work), {time.process_time() - begun:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()
