@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,8 +23,8 @@ import numpy as np
 
 from seerseg.challenge.answers import Answerer, ScanAnswer, reason_of, sum_up
 from seerseg.challenge.npz import PromptSet, parse_prompts
-from seerseg.errors import GeometryError, ImageError, OutputError, RequestError, UsageError, did_you_mean
-from seerseg.volume import SourceGeometry, is_image, read_grid, read_volume, source_of, write_metaimage
+from seerseg.errors import ImageError, OutputError, RequestError, UsageError, did_you_mean
+from seerseg.volume import is_image, read_grid, read_volume, source_of, write_empty_metaimage, write_metaimage
 from seerseg.volume.grid import Grid
 from seerseg.volume.orientation import to_stored
 
@@ -185,21 +186,18 @@ def any_image(source: Path) -> Path | None:
     return files[0] if files else None
 
 
-def write_nothing(image: Path | None, into: Path) -> tuple[int, int, int]:
+def write_nothing(image: Path | None, into: Path) -> tuple[int, ...]:
     """Write an empty answer on the scan's grid where its header can be read, else of a single voxel; gives the shape (Z, Y, X)."""
-    source = nowhere = source_of(Grid((1, 1, 1), np.eye(4)))
-    try:
-        told: SourceGeometry | None = read_grid(image)[1] if image is not None else None
-    except (ImageError, OSError, ValueError):
-        told = None
-    if told is not None and int(np.prod(told.shape_xyz, dtype=object)) <= _MOST_VOXELS:
-        source = told
-    try:
-        write_metaimage(np.zeros(source.shape_xyz, dtype=np.uint8), source, into, like=image if source is told else None)
-    except GeometryError:  # a position that the format cannot hold
-        source = nowhere
-        write_metaimage(np.zeros(source.shape_xyz, dtype=np.uint8), source, into)
-    return source.shape_xyz[2], source.shape_xyz[1], source.shape_xyz[0]
+    if image is not None:
+        shape = write_empty_metaimage(image, into)
+        if shape is not None:
+            return shape[::-1]
+    source = source_of(Grid((1, 1, 1), np.eye(4)))
+    with suppress(ImageError, OSError, ValueError):
+        told = read_grid(image)[1] if image is not None else source
+        source = told if int(np.prod(told.shape_xyz, dtype=object)) <= _MOST_VOXELS else source
+    write_metaimage(np.zeros(source.shape_xyz, dtype=np.uint8), source, into)
+    return source.shape_xyz[::-1]
 
 
 def _json(path: Path) -> Any:

@@ -15,7 +15,7 @@ from seerseg.volume.files import (
     write_volume,
 )
 from seerseg.volume.grid import Grid, Mask, SourceGeometry, Volume, intensity_percentiles
-from seerseg.volume.itk import write_metaimage
+from seerseg.volume.itk import write_empty_metaimage, write_metaimage
 from seerseg.volume.nifti import read_legend, unplaced_source
 from seerseg.volume.orientation import source_of
 from seerseg.volume.resampling import resample
@@ -43,6 +43,7 @@ __all__ = [
     "resample",
     "source_of",
     "unplaced_source",
+    "write_empty_metaimage",
     "write_labels",
     "write_metaimage",
     "write_volume",

@@ -158,6 +158,30 @@ def write_metaimage(stored_xyz: NDArray[Any], source: SourceGeometry, path: Path
     except RuntimeError as error:
         raise GeometryError(f"Cannot write {path}: MetaImage does not take the position of the scan ({_itk_reason(error)}).") from error
 
+    _write_itk(image, path)
+
+
+def write_empty_metaimage(like: Path, path: Path, *, most_voxels: int = 1 << 31) -> tuple[int, ...] | None:
+    """Write a label map without labels on the grid that the header of `like` tells, even where its voxels are damaged or cut off.
+
+    Returns its shape (x, y, z); None, and nothing written, when ITK cannot read that header or it promises more than most_voxels.
+    """
+    import SimpleITK as sitk
+
+    told = _itk_position(like)
+    if told is None or int(np.prod(told.GetSize(), dtype=object)) > most_voxels:
+        return None
+    image = sitk.Image(list(told.GetSize()), sitk.sitkUInt8)
+    image.SetSpacing(told.GetSpacing())
+    image.SetOrigin(told.GetOrigin())
+    image.SetDirection(told.GetDirection())
+    _write_itk(image, path)
+    return tuple(int(n) for n in told.GetSize())
+
+
+def _write_itk(image: Any, path: Path) -> None:
+    import SimpleITK as sitk
+
     def write(temporary: Path) -> None:
         try:
             sitk.WriteImage(image, str(temporary), useCompression=True)
@@ -173,6 +197,7 @@ def _itk_position(path: Path) -> Any:
 
     if not path.name.lower().endswith((".mha", ".mhd", ".nrrd", ".nhdr")):
         return None
+    sitk.ProcessObject.SetGlobalWarningDisplay(False)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:
