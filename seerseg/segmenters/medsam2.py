@@ -2,6 +2,9 @@
 
 The slices along any one axis are a film; an object is marked on one or more of them and followed both ways. Each direction starts from
 the marked slices alone, as MedSAM2's own script does by a reset between them, and ends where the object's score says that it is gone.
+
+`medsam2:SOURCE?name=value&name=value` takes: window (centre,width), slices (first,one past the last), stop_after (slices without the
+object after which a direction ends, or never), joined (boxes of a slice are one object: on or off), memo_mb (image features that are kept).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from seerseg.errors import SegmenterError
 from seerseg.prompts import Box2D, Box3D, Point, Prompt, box_voxels
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, answered, check_licence, refusal
+from seerseg.segmenters.closed import split_source, switch
 from seerseg.segmenters.sam2_network import Found, Marks, Network, Sam2Network, Track
 from seerseg.segmenters.slices import (
     box_pixels,
@@ -30,6 +34,7 @@ from seerseg.segmenters.slices import (
     mask_to_square,
     nearest_slice,
     point_pixels,
+    read_window,
     slice_axis,
     squared,
 )
@@ -59,15 +64,48 @@ def load(
     """MedSAM2 from a transformers folder or hub id, its original .pt, or HUB_ID/FILE.pt; None: the hub's latest, where it is here.
 
     ModelError where these are MedSAM2's weights, by their name or their network (it sees 512 px, SAM2's 1024), and their licence is not
-    accepted."""
+    accepted; UsageError for an option that there is not (see the module)."""
+    place, given = split_source(str(source or ""), _READERS, "the segmenter medsam2")
+    propagation = Propagation(**{name: given[name] for name in ("slices", "stop_after", "joined") if name in given})
     from seerseg.segmenters.sam2_weights import load_sam2
 
-    if source is None or "medsam2" in "/".join(Path(source).parts[-2:]).casefold():
+    if not place or "medsam2" in "/".join(Path(place).parts[-2:]).casefold():
         check_licence("MedSAM2's weights", LICENCE, accepted=accept_license)
-    loaded = load_sam2(source, device=device, dtype=dtype, offline=offline)
+    loaded = load_sam2(place or None, device=device, dtype=dtype, offline=offline)
     if loaded.model.config.image_size == MEDSAM2_PX:
-        check_licence(f"MedSAM2's weights ({source})", LICENCE, accepted=accept_license)
-    return Medsam2Segmenter(Sam2Network(loaded.model), identity=f"{loaded.identity}-{dtype or 'float32'}", source=str(loaded.folder))
+        check_licence(f"MedSAM2's weights ({place})", LICENCE, accepted=accept_license)
+    return Medsam2Segmenter(
+        Sam2Network(loaded.model),
+        identity=f"{loaded.identity}-{dtype or 'float32'}",
+        source=str(loaded.folder),
+        window=given.get("window"),
+        propagation=propagation,
+        memo_bytes=given.get("memo_mb", MEMO_BYTES >> 20) << 20,
+    )
+
+
+def _range(value: str) -> tuple[int, int]:
+    first, comma, last = value.partition(",")
+    if not (comma and first.strip().isdigit() and last.strip().isdigit() and int(first) < int(last)):
+        raise ValueError("write the first slice and one past the last, such as 10,60")
+    return int(first), int(last)
+
+
+def _stop(value: str) -> int | None:
+    if value.casefold() == "never":
+        return None
+    if not value.isdigit() or int(value) < 1:
+        raise ValueError("write a number of slices from 1 on, or never")
+    return int(value)
+
+
+def _megabytes(value: str) -> int:
+    if not value.isdigit():
+        raise ValueError("write a whole number of megabytes")
+    return int(value)
+
+
+_READERS = {"window": read_window, "slices": _range, "stop_after": _stop, "joined": switch, "memo_mb": _megabytes}
 
 
 class Medsam2Segmenter:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from seerseg.errors import WeightsError
 from seerseg.prompts import Box2D, Point, Prompt
 from seerseg.segmenters.base import Capabilities, ModelCard, RefiningSession, Segmentation, answered, refusal
+from seerseg.segmenters.closed import split_source
 from seerseg.segmenters.sam2_network import Found, Marks
 from seerseg.segmenters.slices import (
     Grey,
@@ -26,6 +27,7 @@ from seerseg.segmenters.slices import (
     mask_to_square,
     nearest_slice,
     point_pixels,
+    read_window,
     slice_axis,
 )
 from seerseg.volume import Volume
@@ -57,18 +59,27 @@ class SamLike(Protocol):
 
 
 def load(*, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> SamSegmenter:
-    """From a transformers folder or hub id; None: MedSAM's on the hub. A source with "medsam" in its name is fed as MedSAM is."""
+    """From a transformers folder or hub id; None: MedSAM's on the hub. A source with "medsam" in its name is fed as MedSAM is. Options
+    may follow: ?window=centre,width&recipe=sam or medsam; UsageError for one that there is not."""
+    place, given = split_source(str(source or ""), {"window": read_window, "recipe": _recipe}, "the segmenter sam")
     from seerseg.segmenters.sam2_weights import find, load_pretrained
 
-    name = str(source if source is not None else HUB["medsam"])
+    name = place or HUB["medsam"]
     folder = find(name, offline=offline)
     if folder.is_file():
         raise WeightsError(f"{folder} is an original checkpoint, and sam opens transformers folders; get MedSAM's as {HUB['medsam']}.")
     from transformers import SamModel
 
     loaded = load_pretrained(SamModel, folder, name=name, device=device, dtype=dtype, types=("sam",))
-    recipe: Recipe = "medsam" if "medsam" in name.casefold() else "sam"
-    return SamSegmenter(SamNetwork(loaded.model), recipe=recipe, identity=f"{loaded.identity}-{dtype or 'float32'}", source=str(folder))
+    recipe: Recipe = given.get("recipe", "medsam" if "medsam" in name.casefold() else "sam")
+    identity, window = f"{loaded.identity}-{dtype or 'float32'}", given.get("window")
+    return SamSegmenter(SamNetwork(loaded.model), recipe=recipe, identity=identity, source=str(folder), window=window)
+
+
+def _recipe(value: str) -> str:
+    if value.casefold() not in HUB:
+        raise ValueError("write sam or medsam")
+    return value.casefold()
 
 
 @dataclass(frozen=True, eq=False)

@@ -40,6 +40,17 @@ class GreyScale:
         return grey
 
 
+def read_window(value: str) -> tuple[float, float]:
+    """ "40,400" as centre and width; ValueError saying what is taken."""
+    try:
+        centre, width = (float(part) for part in value.split(","))
+    except ValueError:
+        raise ValueError("write centre and width, such as 40,400") from None
+    if not (np.isfinite((centre, width)).all() and width > 0):
+        raise ValueError("write centre and width, such as 40,400, the width above 0")
+    return centre, width
+
+
 def grey_scale(volume: Volume, window: tuple[float, float] | None = None) -> GreyScale:
     """How MedSAM and MedSAM2 prepare a scan: a window (centre, width), by default that of soft tissue for CT; 8-bit images as they
     are; else from the 0.5th to the 99.5th percentile of what is not zero. Then least to greatest value left becomes 0..255."""
