@@ -1,4 +1,4 @@
-"""Tiny VoxTell folders of the true architecture and layout, their embedding banks and text encoders, and VoxTell's own predictor on them."""
+"""Tiny VoxTell folders of the true architecture and layout, their banks and text encoders, and VoxTell's own predictor on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-PATCH = (32, 32, 32)
+PATCH = (16, 32, 32)
 CHANNELS = (4, 4, 8, 8, 8)
 TEXT, QUERY, HEADS, HIDDEN, STAGES, LAYER = 16, 48, 2, 32, 4, 3
 """Sizes that VoxTell's predictor fixes at 2560, 2048, 32, 2048, 5, 4 for the published weights."""
