@@ -115,18 +115,18 @@ def _list(folder: Path) -> tuple[list[Path], list[Path], list[Path], list[str]]:
     ignored: list[str] = []
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                path = Path(entry.path)
+            for entry in sorted(entries, key=lambda e: e.name):
+                path = folder / entry.name
                 if entry.name.startswith("."):
                     if is_image(path):
                         ignored.append(f"{entry.name}: a hidden file")
                 elif entry.is_dir():
                     folders.append(path)
                 else:
-                    (images if is_image(path) else others).append(path)
+                    (images if image_stem(path) != entry.name else others).append(path)  # by the name alone: no look at each file
     except OSError as error:
         raise UsageError(f"Cannot list the input folder {folder}: {error.strerror}.") from error
-    return sorted(images), sorted(folders), sorted(others), ignored
+    return images, folders, others, ignored
 
 
 def _group(images: Sequence[Path], channels: int | None, ignored: list[str]) -> tuple[list[CaseFiles], dict[str, str]]:

@@ -142,6 +142,7 @@ def predict_folder(
             writers=options.writers,
             overlap=options.overlap,
             stopping=stopping,
+            settled=run.settled,
         )
         pipeline.run(mine)
         notes += ledger.problems
@@ -153,7 +154,7 @@ def predict_folder(
         results=tuple(sorted(run.results, key=lambda r: r.case)),
         interrupted=bool(left),
         not_started=left,
-        missing=_missing(folder, [work.case for work in every], run.results),
+        missing=_missing(ledger, [work.case for work in every], run.results, others=num_parts > 1),
         problems=questions.problems,
         notes=(*questions.notes, *notes),
         ignored=inputs.ignored,
@@ -215,10 +216,15 @@ def check_output(folder: Path, source: Path) -> Path:
 
 def check_collisions(folder: Path, inputs: Inputs) -> None:
     """UsageError when a mask would be written over an image of the input."""
+    place = folder.resolve()
+    same: dict[Path, bool] = {}  # of each folder of images, asked once
     for case in inputs.cases:
         for image in case.images:
-            if image.name == f"{case.id}.nii.gz" and image.parent.resolve() == folder.resolve():
-                raise UsageError(f"The mask of case {case.id} would overwrite its image {image}. Choose another output folder.")
+            if image.name == f"{case.id}.nii.gz":
+                if image.parent not in same:
+                    same[image.parent] = image.parent.resolve() == place
+                if same[image.parent]:
+                    raise UsageError(f"The mask of case {case.id} would overwrite its image {image}. Choose another output folder.")
 
 
 def clean(folder: Path, cases: Sequence[str]) -> None:
@@ -248,15 +254,21 @@ def _plan(inputs: Inputs, questions: Questions) -> tuple[list[Work], list[str]]:
     return [works[case] for case in sorted(works)], notes if unasked else []
 
 
-def _missing(folder: Path, cases: Sequence[str], results: Sequence[CaseResult]) -> tuple[str, ...]:
-    """Cases of all shards that no ledger shows as done."""
-    newest: dict[str, Entry] = {}
-    for path in sorted(folder.glob("ledger*.jsonl")):
-        for entry in read_ledger(path)[0]:
-            if entry.case not in newest or newest[entry.case].time <= entry.time:
-                newest[entry.case] = entry
+def _missing(ledger: Ledger, cases: Sequence[str], results: Sequence[CaseResult], *, others: bool) -> tuple[str, ...]:
+    """Cases of all shards that no ledger shows as done. others: other shards may have written meanwhile."""
     here = {result.case: result.status for result in results}
-    return tuple(case for case in cases if here.get(case, newest[case].status if case in newest else "") not in ("done", "skipped"))
+    newest: dict[str, Entry | None] = {case: ledger.latest(case) for case in cases if case not in here}
+    for path in sorted(ledger.folder.glob("ledger*.jsonl")) if others else ():
+        for entry in read_ledger(path)[0] if path != ledger.path else ():
+            before = newest.get(entry.case)
+            if entry.case in newest and (before is None or before.time <= entry.time):
+                newest[entry.case] = entry
+
+    def state(case: str) -> str:
+        last = newest.get(case)
+        return here.get(case) or (last.status if last is not None else "")
+
+    return tuple(case for case in cases if state(case) not in ("done", "skipped"))
 
 
 def _default_limit_bytes() -> int:

@@ -2,7 +2,9 @@
 
 A run reads every ledger of the output folder (one per shard), so the number of shards may change between runs. A case is
 done when a line holds its present key (image bytes, requests, model, plan, output options) and every file of that line
-still has the recorded size and digest.
+still has the recorded size and digest. A file is not read again for its digest where the file system says that it is the very file that
+was read before: same inode, size, time of change of content and of inode. The last of these no program can set back, so that a
+scan that was replaced is always seen; thousands of finished cases are passed over without reading a scan.
 """
 
 from __future__ import annotations
@@ -11,9 +13,10 @@ import errno
 import hashlib
 import json
 import os
+import stat
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +24,31 @@ from seerseg.errors import OutputError, UsageError
 
 SCHEMA = 1
 _BLOCK = 1 << 20
+_UNSETTLED_S = 3.0
 _BEGINNING = b'{"schema":1,'
+
+
+Stamp = tuple[int, ...]
+"""Inode, size in bytes, nanoseconds of the last change of content and of inode; () where none is known."""
 
 
 @dataclass(frozen=True)
 class OutputFile:
-    """A written file: name within the output folder, size in bytes, hex digest of its bytes."""
+    """A written file: name within the output folder, size in bytes, hex digest of its bytes, `stamp` when it was written."""
 
     name: str
     size: int
     digest: str
+    stamp: Stamp = field(default=(), compare=False)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An image file as it was hashed: hex digest of its bytes, and its `stamp` at that time."""
+
+    path: str
+    digest: str
+    stamp: Stamp
 
 
 @dataclass(frozen=True)
@@ -47,6 +65,7 @@ class Entry:
     peak_rss_mb: float = 0.0
     time: float = 0.0
     requests: tuple[tuple[str, str], ...] = ()
+    images: tuple[Seen, ...] = field(default=(), compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -57,7 +76,9 @@ class Entry:
         """The inverse of `to_json`; KeyError, TypeError or ValueError when it is no such thing."""
         if value["schema"] != SCHEMA:
             raise ValueError(f"schema {value['schema']!r}")
-        files = tuple(OutputFile(str(f["name"]), int(f["size"]), str(f["digest"])) for f in value["files"])
+        files = tuple(
+            OutputFile(str(f["name"]), int(f["size"]), str(f["digest"]), tuple(map(int, f.get("stamp", ())))) for f in value["files"]
+        )
         if any(f.name != os.path.basename(f.name) for f in files):
             raise ValueError("a file outside of the folder")
         return cls(
@@ -70,6 +91,7 @@ class Entry:
             peak_rss_mb=float(value["peak_rss_mb"]),
             time=float(value["time"]),
             requests=tuple((_string(k), _string(v)) for k, v in value["requests"].items()),
+            images=tuple(Seen(_string(i["path"]), _string(i["digest"]), tuple(map(int, i["stamp"]))) for i in value.get("images", ())),
         )
 
 
@@ -118,6 +140,10 @@ class Ledger:
             raise OutputError(f"Cannot write {self.path}: {error.strerror}. Free some space or choose another folder.") from error
         self._entries.setdefault(entry.case, []).append(entry)
 
+    def lines(self, case: str) -> Sequence[Entry]:
+        """All lines of a case, the newest last."""
+        return self._entries.get(case, ())
+
     def latest(self, case: str) -> Entry | None:
         """The newest line of a case."""
         entries = self._entries.get(case)
@@ -157,17 +183,24 @@ def read_ledger(path: Path) -> tuple[list[Entry], list[str]]:
 
 
 def is_intact(folder: Path, file: OutputFile) -> bool:
-    """Whether a file is there with the recorded size and digest."""
-    path = folder / file.name
+    """Whether a file is there as it was written, or with the recorded size and digest."""
+    path = os.path.join(folder, file.name)
     try:
-        return path.stat().st_size == file.size and digest_file(path) == file.digest
+        found = os.stat(path)
+        return stamp_of(found) == file.stamp or (found.st_size == file.size and digest_file(Path(path)) == file.digest)
     except OSError:
         return False
 
 
+def stamp_of(found: os.stat_result) -> Stamp:
+    """What tells a file that was not touched."""
+    return (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
 def describe(path: Path) -> OutputFile:
-    """Name, size and digest of a written file."""
-    return OutputFile(path.name, path.stat().st_size, digest_file(path))
+    """Name, size, digest and stamp of a written file."""
+    digest, found = digest_file(path), path.stat()
+    return OutputFile(path.name, found.st_size, digest, stamp_of(found))
 
 
 def digest_file(path: Path) -> str:
@@ -181,14 +214,33 @@ def digest_file(path: Path) -> str:
 
 def digest_images(paths: Sequence[Path]) -> list[str]:
     """For each image the hex digest of its bytes; of a DICOM folder, that of its files' names and bytes, sorted."""
-    out = []
-    for path in paths:
-        if path.is_dir():
-            parts = [f"{p.name}:{digest_file(p)}" for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
-            out.append(hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest())
-        else:
-            out.append(digest_file(path))
-    return out
+    return [digest for digest, _ in map(see_image, paths)]
+
+
+def see_image(path: Path, known: Mapping[str, Seen] | None = None) -> tuple[str, Seen | None]:
+    """The digest of an image, and what allows the next run to pass over it: None for a DICOM folder and for a file that was changed so
+    lately that another change could have the same time. known: by path, what was seen before. OSError when it cannot be read.
+    """
+    handle = os.open(path, os.O_RDONLY)  # on a network file system, opening brings what is known of a file up to date
+    found = os.fstat(handle)
+    if stat.S_ISDIR(found.st_mode):
+        os.close(handle)
+        return _digest_folder(path), None
+    with open(handle, "rb") as file:
+        before = known.get(str(path)) if known else None
+        if before is not None and before.stamp == stamp_of(found):
+            return before.digest, before
+        settled = time.time() - found.st_ctime > _UNSETTLED_S
+        digest = hashlib.blake2b(digest_size=16)
+        while block := file.read(_BLOCK):
+            digest.update(block)
+        same = stamp_of(os.fstat(handle)) == stamp_of(found)
+    return digest.hexdigest(), Seen(str(path), digest.hexdigest(), stamp_of(found)) if settled and same else None
+
+
+def _digest_folder(path: Path) -> str:
+    parts = [f"{p.name}:{digest_file(p)}" for p in sorted(path.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    return hashlib.blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
 
 def make_key(images: Iterable[str], requests: Iterable[tuple[str, str]], settings: Any) -> str:

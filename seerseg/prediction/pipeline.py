@@ -52,7 +52,8 @@ class Pipeline(Generic[T]):
     """read(item) -> a; think(a) -> b; draw(b) -> c; write(c). `draw` runs in the thread that calls `run`, so does
     everything with overlap=False.
 
-    cost_bytes(item): what the item holds while in flight; stopping(): True asks to finish what is being drawn or written and to
+    settled(item): True for one that needs no stage, as it was done before; asked first, in a reading thread. cost_bytes(item): what
+    the item holds while in flight; stopping(): True asks to finish what is being drawn or written and to
     start nothing more.
     """
 
@@ -69,7 +70,9 @@ class Pipeline(Generic[T]):
         writers: int = 1,
         overlap: bool = True,
         stopping: Callable[[], bool] = lambda: False,
+        settled: Callable[[T], bool] = lambda item: False,
     ) -> None:
+        self._settled = settled
         self._read, self._think, self._draw, self._write = read, think, draw, write
         self._cost_bytes, self._stopping, self._overlap = cost_bytes, stopping, overlap
         self._readers, self._writers = max(1, readers), max(1, writers)
@@ -108,7 +111,8 @@ class Pipeline(Generic[T]):
         for item in items:
             if self._stopping():
                 return
-            self._write(self._draw(self._think(self._read(item))))
+            if not self._settled(item):
+                self._write(self._draw(self._think(self._read(item))))
 
     def _thread(self, name: str, work: Callable[[], None]) -> threading.Thread:
         def body() -> None:
@@ -137,6 +141,8 @@ class Pipeline(Generic[T]):
                 item: Any = next(source, _END)
             if item is _END:
                 break
+            if self._settled(item):
+                continue
             cost = self._cost_bytes(item)
             if not self.budget.acquire(cost, self._ending):
                 break

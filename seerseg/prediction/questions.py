@@ -8,8 +8,10 @@ those of the dataset's own `requests.jsonl` in the input folder or the one above
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from seerseg.volume import image_stem
 
 _SHOWN_CHARS = 200
 _LISTED = 5
+_FEW = 8
+"""So many cases in one folder make it quicker to list it than to look for each case's files."""
 _NAME = re.compile(r"[^/\\\x00-\x1f\x7f\ud800-\udfff]{1,200}")
 
 
@@ -94,8 +98,9 @@ def gather(inputs: Inputs, *, prompts: Sequence[str] = (), requests: Path | None
         if unknown and inputs.kind != "file":
             problems.append(_without_image(unknown, known, requests))
     implicit = [case for case in inputs.cases if case.id not in collected.found] if requests is None else []
+    beside = _Listing(case.images[0].parent for case in implicit)
     for files in implicit:
-        _from_beside(files, collected)
+        _from_beside(files, beside, collected)
     _from_dataset(inputs, [c for c in implicit if c.id not in collected.found], collected, problems, notes)
     return Questions(collected.found, tuple(problems), tuple(notes))
 
@@ -152,12 +157,31 @@ def _without_image(unknown: Sequence[str], known: set[str], path: Path) -> str:
     )
 
 
-def _from_beside(case: CaseFiles, collected: _Collector) -> None:
+class _Listing:
+    """Whether files are there: of a folder that many are asked about its names are read once, of another each is looked for."""
+
+    def __init__(self, folders: Iterable[Path]) -> None:
+        self._asked = Counter(folders)
+        self._names: dict[Path, frozenset[str]] = {}
+
+    def has(self, folder: Path, name: str) -> bool:
+        """Whether there is a file or folder of that name."""
+        if self._asked[folder] < _FEW:
+            return (folder / name).exists()
+        if folder not in self._names:
+            try:
+                self._names[folder] = frozenset(os.listdir(folder))
+            except OSError:
+                self._names[folder] = frozenset()
+        return name in self._names[folder]
+
+
+def _from_beside(case: CaseFiles, listing: _Listing, collected: _Collector) -> None:
     folder = case.images[0].parent
     for stem in dict.fromkeys((case.id, image_stem(case.images[0]))):
         for ending in (".json", ".txt"):
             path = folder / (stem + ending)
-            if path.is_file():
+            if listing.has(folder, path.name) and path.is_file():
                 try:
                     entries = _read_json(path) if ending == ".json" else _read_lines(path)
                     if not entries:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from seerseg.dataset import CaseFiles, Inputs
 from seerseg.episode import Dialogue
 from seerseg.errors import ImageError, OutputError, RequestError, SeerSegError
 from seerseg.paths import read_json
-from seerseg.prediction.ledger import Entry, Ledger, describe, digest_images, is_intact, make_key, now
+from seerseg.prediction.ledger import Entry, Ledger, Seen, describe, is_intact, make_key, now, see_image
 from seerseg.prediction.outputs import SCHEMA, Answered, CaseOutcome, Legend, write_case
 from seerseg.prediction.predictor import Predictor
 from seerseg.prediction.questions import Asked, BadRequest
@@ -72,6 +72,31 @@ class CaseResult:
     fault: str = ""
 
 
+class Written(Mapping[str, Any]):
+    """What a summary needs of a case's JSON file, read when it is first asked for; nothing where the file cannot be read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @cached_property
+    def _value(self) -> dict[str, Any]:
+        try:
+            value = read_json(self._path)
+            requests = [{key: request.get(key) for key in SUMMARISED} for request in value["requests"]]
+            return {"requests": requests, "warnings": value["warnings"]}
+        except (SeerSegError, KeyError, TypeError, AttributeError):
+            return {}
+
+    def __getitem__(self, key: str) -> Any:
+        return self._value[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._value)
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+
 @dataclass(eq=False)
 class Work:
     """One case on its way through the stages."""
@@ -81,6 +106,7 @@ class Work:
     fault: str = ""
     started: float = 0.0
     digests: tuple[str, ...] = ()
+    seen: tuple[Seen, ...] = ()
     key: str = ""
     modality: str | None = None
     skipped: bool = False
@@ -113,19 +139,30 @@ class Stages:
         self.folder, self.predictor, self.legend, self.options, self.inputs = folder, predictor, legend, options, inputs
         self.ledger, self.taken, self.modalities, self.report = ledger, taken, modalities, report
         self.results: list[CaseResult] = []
+        self._settings = {"model": predictor.identity, "legend": legend.identity, **options.shaping}
         self._lock = threading.Lock()
 
-    def read(self, work: Work) -> Work:
-        """Hash the image; unless the case is done, read it, render its views and open its dialogues."""
+    def settled(self, work: Work) -> bool:
+        """Hash the image and report the case if it is done already. What is wrong with the image is kept for `read`."""
         work.started = time.monotonic()
 
         def body() -> None:
             work.modality = self.inputs.modalities.get(work.case, self.options.modality)
-            work.digests = tuple(digest_images(_there(work.files.images)))
+            known = {} if self.options.overwrite else {i.path: i for entry in self.ledger.lines(work.case) for i in entry.images}
+            looked = _look(work.files.images, known)
+            work.digests, work.seen = tuple(d for d, _ in looked), tuple(s for _, s in looked if s is not None)
             work.key = self._key(work)
-            if not self.options.overwrite and self.ledger.finished(work.case, work.key) is not None:
-                work.skipped = True
-                return
+            work.skipped = not self.options.overwrite and self.ledger.finished(work.case, work.key) is not None
+
+        self._guard(work, body)
+        if work.skipped:
+            self._finish(CaseResult(work.case, "skipped", record=Written(self.folder / f"{work.case}.json")))
+        return work.skipped
+
+    def read(self, work: Work) -> Work:
+        """Read the image, render its views and open its dialogues."""
+
+        def body() -> None:
             if not work.asked.requests:
                 raise RequestError(work.asked.bad[0].reason if work.asked.bad else f"Case {work.case} has no request.")
             work.volume = self._volume(work)
@@ -173,9 +210,6 @@ class Stages:
 
     def write(self, work: Work) -> None:
         """Write the case's files, then its line in the ledger."""
-        if work.skipped:
-            self._finish(CaseResult(work.case, "skipped", record=self._record(work)))
-            return
         if not work.fault:
             self._guard(work, lambda: self._write_files(work), writing=True)
         if work.fault:
@@ -207,12 +241,13 @@ class Stages:
             seconds=round(time.monotonic() - work.started, 3),
             peak_rss_mb=peak_rss_mb(),
             time=now(),
+            images=work.seen,
             requests=tuple((a.request.id, a.episode.status) for a in outcome.answered) + tuple((b.id, "failed") for b in outcome.bad),
         )
         with self._lock:
             self._remove_stale(work, {path.name for path in written})
             self.ledger.append(entry)
-        record = self._record(work) if written else {}
+        record: Mapping[str, Any] = Written(self.folder / f"{work.case}.json") if written else {}
         self._finish(CaseResult(work.case, outcome.status, outcome.error, entry.seconds, record, work.bug))
 
     def _finish(self, result: CaseResult) -> None:
@@ -231,13 +266,7 @@ class Stages:
 
     def _key(self, work: Work) -> str:
         asked = [(r.id, r.text) for r in work.asked.requests] + [(b.id, b.reason) for b in work.asked.bad]
-        settings = {
-            "model": self.predictor.identity,
-            "legend": self.legend.identity,
-            "modality": [work.modality, *self.modalities],
-            **self.options.shaping,
-        }
-        return make_key(work.digests, asked, settings)
+        return make_key(work.digests, asked, {**self._settings, "modality": [work.modality, *self.modalities]})
 
     def _volume(self, work: Work) -> Volume:
         paths = work.files.images
@@ -261,15 +290,6 @@ class Stages:
             bad=tuple(BadRequest(*b) for b in bad),
             error=work.fault,
         )
-
-    def _record(self, work: Work) -> dict[str, Any]:
-        """What a summary needs of the case's JSON."""
-        try:
-            value = read_json(self.folder / f"{work.case}.json")
-            requests = [{key: request.get(key) for key in SUMMARISED} for request in value["requests"]]
-            return {"requests": requests, "warnings": value["warnings"]}
-        except (SeerSegError, KeyError, TypeError, AttributeError):
-            return {}
 
     def _unwritable(self, error: OSError) -> OutputError:
         return OutputError(f"Cannot write to {self.folder}: {error.strerror or error}. Choose another folder.")
@@ -306,13 +326,14 @@ def cost_bytes(work: Work) -> int:
     return size * (4 * len(work.files.images) + len(work.asked.requests))
 
 
-def _there(images: Sequence[Path]) -> Sequence[Path]:
-    for path in images:
-        if not path.exists():
-            raise ImageError(f"The image {path} does not exist (a broken link?).")
-        if not os.access(path, os.R_OK):
-            raise ImageError(f"Cannot read {path}: permission denied.")
-    return images
+def _look(images: Sequence[Path], known: Mapping[str, Seen]) -> list[tuple[str, Seen | None]]:
+    """`see_image` of each; ImageError for one that cannot be opened."""
+    try:
+        return [see_image(path, known) for path in images]
+    except FileNotFoundError as error:
+        raise ImageError(f"The image {error.filename} does not exist (a broken link?).") from None
+    except PermissionError as error:
+        raise ImageError(f"Cannot read {error.filename}: permission denied.") from None
 
 
 def warnings_of(volume: Volume, answered: Sequence[Answered]) -> list[str]:

@@ -35,7 +35,7 @@ def is_image(path: str | Path) -> bool:
 
 def image_stem(path: str | Path) -> str:
     """The name without its image ending: "a/case_0000.nii.gz" -> "case_0000"; a folder's or other file's name as it is."""
-    path = Path(path)
+    path = path if isinstance(path, Path) else Path(path)  # making a path costs more than all the rest, and there are many
     ending = _ending(path)
     return path.name[: -len(ending)] if ending else path.name
 
