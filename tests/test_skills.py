@@ -314,7 +314,7 @@ def test_an_empty_bank_finds_nothing(tmp_path: Path) -> None:
     assert SkillIndex.of([]).size == 0
 
 
-def test_an_encoder_of_the_caller_takes_the_place_of_subwords() -> None:
+def test_an_encoder_of_the_caller_stands_beside_words() -> None:
     def encoder(texts: list[str]) -> np.ndarray:
         return np.array([[1.0, 0.0] if "pump" in t else [0.0, 1.0] for t in texts], np.float32)
 
