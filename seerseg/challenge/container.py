@@ -68,6 +68,8 @@ def write_container(folder: Path, plan: ContainerPlan, *, recipe_only: bool = Fa
         write_text(folder / "model" / "README.md", recipes.MODEL_README)
     if not recipe_only:
         shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    for path in (folder, *folder.rglob("*")):  # read in the image by another user than the one who made it
+        path.chmod(path.stat().st_mode | (0o555 if path.is_dir() else 0o444))
     return sorted(folder.iterdir())
 
 

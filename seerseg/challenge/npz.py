@@ -195,8 +195,8 @@ def parse_prompts(value: Any) -> PromptSet | None:
 def read_prompts(path: Path) -> PromptSet:
     """The prompts of a scan's file, or of `<name>.json` beside it. ImageError when text_prompts is damaged or hostile; RequestError with
     one sentence when neither asks anything."""
-    aside = path.with_suffix(".json")
-    if "text_prompts" in npz_names(path):
+    aside, names = path.with_suffix(".json"), npz_names(path)
+    if "text_prompts" in names or not (names or aside.is_file()):
         given = read_npz(path, ("text_prompts",))["text_prompts"]
         prompts, where = parse_prompts(given.item() if given.shape == () else None), f"text_prompts of {path}"
     elif aside.is_file():
