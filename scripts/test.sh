@@ -22,5 +22,7 @@ say "Lint"
 "$python" -m ruff format --check .
 say "Types"
 "$python" -m mypy
+say "Slurm, for the tests that start one (they are skipped where it cannot be had)"
+bash scripts/slurm/install.sh || true
 say "Tests"
 exec "$python" -m pytest -q "${marker[@]}" "$@"

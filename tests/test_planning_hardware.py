@@ -76,6 +76,7 @@ def test_a_quota_below_one_processor(tmp_path: Path) -> None:
         ({"SLURM_MEM_PER_NODE": "0"}, 16, 64),
         ({"SLURM_MEM_PER_CPU": "2048", "SLURM_CPUS_PER_TASK": "4"}, 4, 8),
         ({"SLURM_CPUS_PER_TASK": "many"}, 16, 64),
+        ({"SLURM_MEM_PER_GPU": "8G", "SLURM_GPUS_ON_NODE": "2"}, 16, 16),
     ],
 )
 def test_slurm(tmp_path: Path, environ: dict[str, str], cpus: int, gib: int) -> None:

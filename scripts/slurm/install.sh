@@ -14,8 +14,9 @@ if [ ! -e "$policy" ]; then
   trap 'rm -f "$policy"' EXIT
   printf '#!/bin/sh\nexit 101\n' >"$policy" && chmod 755 "$policy"
 fi
-get() { DEBIAN_FRONTEND=noninteractive timeout 240 apt-get -qq -y --no-install-recommends install slurmctld slurmd slurm-client munge; }
-get >/dev/null 2>&1 || { timeout 120 apt-get -qq update >/dev/null 2>&1; get >/dev/null 2>&1; }
+apt() { DEBIAN_FRONTEND=noninteractive timeout 180 apt-get -qq -y -o Acquire::http::Timeout=20 -o Acquire::Retries=1 "$@" >/dev/null 2>&1; }
+packages=(slurmctld slurmd slurm-client munge)
+apt install --no-install-recommends "${packages[@]}" || { apt update && apt install --no-install-recommends "${packages[@]}"; }
 there >/dev/null && exit 0
 echo "Slurm's packages could not be installed (no network, or no such packages)." >&2
 exit 3

@@ -142,7 +142,9 @@ def _ram(environ: Mapping[str, str], root: Path, cpus: int) -> tuple[int, str]:
             value = _number(folder / name)
             if value is not None and 0 < value < 1 << 60:  # v1 writes "no limit" as nearly 2 ** 63
                 limits.append((int(value), f"cgroup {name}"))
-    for name, count in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", cpus)):
+    gpus = environ.get("SLURM_GPUS_ON_NODE", "")
+    shares = {"SLURM_MEM_PER_NODE": 1, "SLURM_MEM_PER_CPU": cpus, "SLURM_MEM_PER_GPU": int(gpus) if gpus.isdigit() else 1}
+    for name, count in shares.items():
         found = re.fullmatch(r"\s*(\d+)([KMGT]?)B?\s*", environ.get(name, ""), re.IGNORECASE)
         if found and int(found[1]) > 0:
             limits.append(((int(found[1]) << _MEMORY_UNITS[found[2].upper()]) * count, name))
