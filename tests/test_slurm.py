@@ -20,7 +20,7 @@ from prediction_cases import make_folder, snapshot
 from slurm_cluster import cluster, daemon, program, restart
 
 from seerseg.cli.predict import predict
-from seerseg.errors import SchedulerError
+from seerseg.errors import OutputError, SchedulerError
 from seerseg.prediction.ledger import read_ledger
 from seerseg.skills.store import BankFolder
 from seerseg.slurm import Job, JobFolder, Site, Standing, judge, sentences
@@ -145,6 +145,13 @@ def test_a_full_quota_of_jobs_is_told_and_nothing_is_lost(slurm: Path, tmp_path:
         os.environ["PATH"] = before
     made.submit()
     assert {s.state for s in end(made).values()} == {"done"}
+
+
+def test_a_folder_that_cannot_be_written(slurm: Path, tmp_path: Path) -> None:
+    made = make(tmp_path, "exit 0\n")
+    (tmp_path / "jobs").write_text("a file")
+    with pytest.raises(OutputError, match=r"Cannot make .*: Not a directory. Name another folder with --job_folder"):
+        made.submit()
 
 
 def test_without_accounting_nothing_is_missed(slurm: Path) -> None:

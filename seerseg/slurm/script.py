@@ -66,7 +66,7 @@ def write_script(job: Job, folder: Path) -> str:
             "",
             *_setup(job),
             *_work(job),
-            _RUN.format(state=shlex.quote(str(folder / "state")), restarts=job.site.restarts, pass_on=_pass_on(job)),
+            _RUN.format(state=shlex.quote(str(folder / "state")), restarts=job.site.restarts, pass_on=_pass_on(job), lost=_lost(job)),
         ]
     )
 
@@ -83,7 +83,7 @@ def _title(job: Job, script: Path) -> list[str]:
     quoted, round_ = shlex.quote(str(script)), " part ROUND" if job.rounds > 1 else ""
     lines.append(f"#   sbatch {quoted}{round_}")
     if job.parts > 1:
-        lines[-1] += "    (all parts; --array=3,5 before the name: those two)"
+        lines[-1] += "    (all parts; --array=1 before the name: that one)"
     if job.last is not None:
         last = f"{quoted} last{' ROUND' if job.rounds > 1 else ''}"
         lines.append(f"#   sbatch --array=0 --dependency=afterany:JOB {last}    (what follows the parts)")
@@ -199,6 +199,11 @@ def _pass_on(job: Job) -> str:
     return 'kill -"$1" "$child"'
 
 
+def _lost(job: Job) -> str:
+    """Codes, with the marks of signals behind them, that stand for 75: bash's -1 and 127; 1 of torchrun, whatever its processes say."""
+    return "-* | 1271*" + (" | 11 | 111" if job.processes > 1 and job.site.launcher != "srun" else "")
+
+
 def _watched(path: str) -> str:
     """A shell word of a path in which PART stands for the part's number."""
     return '"$part"'.join(shlex.quote(piece) if piece else "" for piece in path.split(PART))
@@ -234,7 +239,7 @@ while [ -z "$code" ]; do # a signal ends the waiting, not the work
   code=$?
   [ -z "$heard" ] || code=''
 done
-case "$code$warned$stopped" in -* | 1271*) code=75 ;; esac # ended in the moment of a signal: then bash can lose the code
+case "$code$warned$stopped" in {lost}) code=75 ;; esac # ended in the moment of a signal: then its code can be lost
 
 # Stopped (75) or killed (over 128) while the job itself goes on (it is not being cancelled): start again, unless that has brought nothing
 # {restarts} times in a row. A task of an array is named, as the number of one task is that of the whole array and would start all again.
