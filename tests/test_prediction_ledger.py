@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seerseg.errors import OutputError, UsageError
-from seerseg.prediction.ledger import Entry, Ledger, describe, digest_images, ledger_name, make_key, read_ledger
+from seerseg.prediction.ledger import Entry, Ledger, Seen, describe, digest_images, ledger_name, make_key, read_ledger, see_image
 
 
 def entry(folder: Path, case: str = "a", key: str = "k", *, status: str = "done", time: float = 1.0) -> Entry:
@@ -110,6 +112,29 @@ def test_two_processes_cannot_write_one_ledger(tmp_path: Path) -> None:
     with Ledger(tmp_path), pytest.raises(UsageError, match="Another seerseg_predict"):
         Ledger(tmp_path)
     Ledger(tmp_path).close()
+
+
+def test_a_requeued_job_waits_for_the_lock_of_the_node_that_died(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    held = Ledger(tmp_path)
+    letting_go = threading.Timer(0.7, held.close)
+    letting_go.start()
+    Ledger(tmp_path).close()
+    letting_go.join()
+
+
+def test_a_file_that_was_not_touched_is_not_read_again(tmp_path: Path) -> None:
+    image = tmp_path / "a.nii.gz"
+    image.write_bytes(b"one")
+    assert see_image(image)[1] is None  # changed this moment: another change could have the same time
+    time.sleep(3.1)
+    digest, seen = see_image(image)
+    assert seen is not None
+    assert see_image(image, {str(image): Seen(str(image), "as before", seen.stamp)})[0] == "as before"
+    before = image.stat()
+    image.write_bytes(b"two")
+    os.utime(image, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert see_image(image, {str(image): seen})[0] not in (digest, "as before")
 
 
 def test_a_ledger_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:

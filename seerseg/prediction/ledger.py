@@ -5,6 +5,9 @@ done when a line holds its present key (image bytes, requests, model, plan, outp
 still has the recorded size and digest. A file is not read again for its digest where the file system says that it is the very file that
 was read before: same inode, size, time of change of content and of inode. The last of these no program can set back, so that a
 scan that was replaced is always seen; thousands of finished cases are passed over without reading a scan.
+
+The lock on a ledger only keeps two runs from doing the same work. Where a file system has no locks, or breaks them, nothing that is
+done is lost: files are replaced by renaming, equal work gives equal bytes, and a case whose line was garbled is done again.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from seerseg.errors import OutputError, UsageError
 SCHEMA = 1
 _BLOCK = 1 << 20
 _UNSETTLED_S = 3.0
+_REQUEUED_WAIT_S, _POLL_S = 180.0, 0.5
 _BEGINNING = b'{"schema":1,'
 
 
@@ -284,15 +288,22 @@ def _lock(file: int, path: Path) -> None:
         import fcntl
     except ImportError:  # Windows
         return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+    # a job that is requeued after its node died may find the dead node's lock until the file server lets go of it
+    until = time.monotonic() + (_REQUEUED_WAIT_S if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" else 0.0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return  # file systems without locks (some network ones) are used without
+            if time.monotonic() < until:
+                time.sleep(_POLL_S)
+                continue
             raise UsageError(
                 f"Another seerseg_predict is writing to {path.parent} (it holds {path.name}). Wait for it, choose another folder, "
                 "or share the work with --num_parts and --part_id."
             ) from None
-        # file systems without locks (some network ones) are used without
 
 
 def _write_all(file: int, data: bytes) -> None:
