@@ -96,7 +96,7 @@ def held_out(folder: Path | None, seeds: int) -> None:
         rows.setdefault("words, as shipped", []).append((*measured(plain, Weights(), None, measure), 0.0, Weights().threshold))
         ways: list[tuple[str, Any, tuple[Weights, ...]]] = [("words, fitted", None, (Weights(),))]
         if encoder is not None:
-            offsets = tuple(replace(Weights(), offset=o) for o in (-0.1, -0.05, 0.0, 0.05, 0.1, 0.15, 0.2))
+            offsets = tuple(replace(Weights(), offset=o) for o in (-0.05, 0.05, 0.15))
             ways.append(("words or meaning", encoder, offsets))
             ways.append(("meaning alone", encoder, (Weights(lexical=0.0, cosine=0.0),)))
         for name, encode, tried in ways:

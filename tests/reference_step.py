@@ -14,7 +14,7 @@ def log_probabilities(model: Any, rollout: Rollout, temperature: float = 1.0) ->
     """Of every token after the prompt, by one unpadded forward pass of one dialogue."""
     ids = torch.tensor([rollout.prompt.ids + rollout.reply])
     kinds = {}
-    if rollout.line.images:
+    if "image_grid_thw" in rollout.line.images:  # positions of Qwen's models follow from it
         image = model.config.image_token_id
         kinds["mm_token_type_ids"] = (ids == image).long()
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), **kinds, **rollout.line.images, use_cache=False).logits[0, :-1]

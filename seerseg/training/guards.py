@@ -94,10 +94,10 @@ def check_model(rollouts: Rollouts) -> None:
     """ModelError for models whose rollouts could not be learnt from, PlanError for a penalty that cannot be had."""
     reasoner = rollouts.reasoner
     decoder, config = reasoner.decoder, reasoner.model.config
-    if not decoder.mrope:
+    if not decoder.mrope and rollouts.protocol.max_turns > 1:
         raise ModelError(
-            f"Training by reward was checked for models of Qwen's vision-language kinds, not for {config.model_type!r}. "
-            "Train this one on traces (--stage sft)."
+            f"Dialogues of the protocol {rollouts.protocol.name} show masks back, and models of type {config.model_type!r} cannot be shown "
+            "further images while they are trained. Choose a protocol of one turn, or a model of Qwen's vision-language kinds."
         )
     image_tokens = [config.to_dict().get(f"{kind}_token_id") for kind in ("image", "video")]
     loose = [token for token in image_tokens if isinstance(token, int) and token not in decoder.suppressed]
