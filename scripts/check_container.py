@@ -16,7 +16,7 @@ import SimpleITK as sitk
 
 from seerseg.volume import Volume, read_volume, source_of, write_metaimage
 
-WINDOW = (40.0, 400.0)
+WINDOW = (-160.0, 1500.0)  # lung
 PROMPTS = {"1": "Right lung in chest CT", "2": "Left lung", "instance_label": 0}
 RELATIVE = Path("images") / "lung-segmentation" / "output.mha"
 

@@ -67,7 +67,7 @@ CHECK_PATH="$(dirname "$python"):/usr/local/bin:/usr/bin:/bin"
 export CHECK_PREFIXES CHECK_PATH
 
 echo "Making the container's folder and the scans"
-"$python" -m seerseg.cli.challenge dockerize -o "$work/context" --output_path images/lung-segmentation --modality CT >/dev/null
+"$python" -m seerseg.cli.challenge dockerize -o "$work/context" --output_path images/lung-segmentation --modality CT --ct_window -160 1500 >/dev/null
 "$python" scripts/check_container.py make "$work" "$@"
 failed=0
 

@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 CONSTRAINTS = PACKAGE.parent / "constraints.txt"
 CONVENTIONS = ("npz", "grand_challenge")
 PARTS = "/opt/parts"
+_TOOLS = ("pip", "setuptools", "wheel")  # the base image's own
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def pinned_packages() -> list[str]:
             package = distribution(name)
         except PackageNotFoundError:
             raise ModelError(f"The package {name} is not installed, so its version cannot be pinned. Install seerseg with pip.") from None
-        if name != "seerseg":
+        if name not in ("seerseg", *_TOOLS):
             found[name] = fixed.get(name, package.version).partition("+")[0]
         for line in package.requires or ():
             wanted = Requirement(line)
