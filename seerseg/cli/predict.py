@@ -260,8 +260,10 @@ def _print_report(report: RunReport, *, as_json: bool, verbose: bool, signal: st
         print_json(report.to_json())
     _listed(say, "Ignored", report.ignored, verbose)
     _listed(say, "Note", report.notes, verbose)
+    # what was said when a case was done is not read again for thousands that were done before
+    shown = report.results if verbose else [r for r in report.results if r.status != "skipped"]
     _table(say, report, verbose)
-    _listed(say, "Warning", [f"{r.case}: {line}" for r in report.results for line in r.record.get("warnings", [])], verbose)
+    _listed(say, "Warning", [f"{r.case}: {line}" for r in shown for line in r.record.get("warnings", [])], verbose)
     _listed(say, "Problem", [*report.problems, *_unanswered(report)], verbose)
     counts = ", ".join(f"{n} {word}" for word, n in _counts(report) if n)
     used = f"{report.seconds:.1f} s, peak memory {report.peak_rss_mb:.0f} MB"
@@ -300,8 +302,12 @@ def _listed(say: Any, word: str, lines: Any, verbose: bool) -> None:
 
 def _table(say: Any, report: RunReport, verbose: bool) -> None:
     """Case, request, answer, status, mL, file."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
+    looked = 0
     for result in report.results:
+        if len(rows) >= _SHOWN_ROWS and not verbose:
+            break
+        looked += 1
         for request in result.record.get("requests", []):
             ml = request.get("volume_ml")
             rows.append(
@@ -322,8 +328,12 @@ def _table(say: Any, report: RunReport, verbose: bool) -> None:
     for row in (heads, *shown):
         cells = [cell.rjust(width) if i == 4 else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
         say("  ".join(cells).rstrip())
-    if len(rows) > len(shown):
-        say(f"... and {len(rows) - len(shown)} more rows (--verbose lists them)")
+    cut = len(rows) - len(shown)
+    unread = len(report.results) - looked
+    if cut or unread:
+        more = [f"{cut} more rows"] if cut else []
+        more += [f"the rows of {unread} more cases"] if unread else []
+        say(f"... and {' and '.join(more)} (--verbose lists them)")
 
 
 def _short(text: str, limit: int) -> str:
