@@ -1,8 +1,15 @@
-"""Peak memory of prediction in bytes per voxel, and how much the overlap of its stages saves.
+"""Peak memory of prediction in bytes per voxel, how much the overlap of its stages saves, and what it costs beside the models.
 
     python scripts/bench_predict.py                               300 x 512 x 512 int16, three prompts, segmenter `scripted`
     python scripts/bench_predict.py --segmenter nano --shape 150 256 256
     python scripts/bench_predict.py --part overlap --cases 8 --wait_s 0.5     a segmenter that takes half a second of another device
+    python scripts/bench_predict.py --part overhead               30 small scans: wall time over the models' own time
+    python scripts/bench_predict.py --part overhead --images ../shared/data/mr_hippocampus/imagesTr --prompt "anterior hippocampus"
+
+Overhead: the same scans and requests are done twice in turn, several times, in one process: by `predict_folder` (files read, masks written
+and synced, ledger and all), and by the bare models in one thread on volumes that are in memory already, with only the calls of the
+reasoner's `reply` and the segmenter's `segment` counted. The ratio is that of the fastest of each. Seconds of the processor are given
+besides, as they depend less on what else the machine does.
 
 Peak memory is the high-water mark of resident memory during the run, less what is resident after a small scan was predicted
 with the same model (so that code, weights and workspaces that do not grow with the scan are not counted).
@@ -12,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +75,103 @@ def predictor(name: str, device: str, wait_s: float = 0.0) -> Predictor:
     script = {name: lung(name) for name in half}
     script["spine"] = spine
     return Predictor(ScriptedSegmenter(script, identity="bench"), "verbatim", device=device)
+
+
+class Timed:
+    """A reasoner or segmenter whose `reply` or `segment` is timed; all else is its own."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self.wrapped = wrapped
+        self.wall_s = self.cpu_s = 0.0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.wrapped, name)
+
+    def _timed(self, work: Any, *given: Any, **named: Any) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        try:
+            return work(*given, **named)
+        finally:
+            self.wall_s += time.perf_counter() - wall
+            self.cpu_s += time.process_time() - cpu
+
+    def reply(self, *given: Any, **named: Any) -> Any:
+        return self._timed(self.wrapped.reply, *given, **named)
+
+    def segment(self, *given: Any, **named: Any) -> Any:
+        return self._timed(self.wrapped.segment, *given, **named)
+
+    @property
+    def card(self) -> Any:
+        return self.wrapped.card
+
+    @property
+    def capabilities(self) -> Any:
+        return self.wrapped.capabilities
+
+    def session(self, volume: Any) -> Any:
+        return self.wrapped.session(volume)
+
+    def start(self) -> None:
+        self.wall_s = self.cpu_s = 0.0
+
+
+def measure_overhead(
+    images: Path | None,
+    prompts: tuple[str, ...],
+    shape_zyx: tuple[int, int, int],
+    names: tuple[str, str],
+    device: str,
+    cases: int,
+    repeats: int,
+    folder: Path,
+) -> dict[str, Any]:
+    """Seconds of `predict_folder` over those of the models alone; see the module. names: segmenter, reasoner."""
+    from seerseg.dataset import find_cases
+    from seerseg.reasoners import load_reasoner
+    from seerseg.segmenters import load_segmenter
+    from seerseg.volume import read_case
+
+    (folder / "small").mkdir()
+    found = sorted(images.glob("*_0000.nii.gz")) if images is not None else []
+    for number in range(cases):
+        place = folder / "small" / f"case{number:03d}_0000.nii.gz"
+        if found:
+            shutil.copyfile(found[number % len(found)], place)
+        else:
+            synthetic(shape_zyx, place, seed=number)
+    segmenter, reasoner = Timed(load_segmenter(names[0], device=device)), Timed(load_reasoner(names[1], device=device))
+    model = Predictor(segmenter, reasoner, device=device)
+    model.load()
+    volumes = [read_case(case.images)[0] for case in find_cases(folder / "small")[0]]
+    model.predict(volumes[0], list(prompts))  # what is made at the first call belongs to neither
+    alone: list[tuple[float, float]] = []
+    whole: list[tuple[float, float]] = []
+    inside: list[float] = []
+    for repeat in range(repeats):
+        segmenter.start(), reasoner.start()
+        for volume in volumes:
+            model.predict(volume, list(prompts))
+        alone.append((segmenter.wall_s + reasoner.wall_s, segmenter.cpu_s + reasoner.cpu_s))
+        segmenter.start(), reasoner.start()
+        wall, cpu = time.perf_counter(), time.process_time()
+        report = predict_folder(folder / "small", folder / f"out_{repeat}", model, prompts=prompts)
+        whole.append((time.perf_counter() - wall, time.process_time() - cpu))
+        inside.append(segmenter.wall_s + reasoner.wall_s)
+    bare, done = min(a for a, _ in alone), min(w for w, _ in whole)
+    return {
+        "segmenter": names[0],
+        "reasoner": names[1],
+        "images": str(images.name) if images is not None else "synthetic",
+        "cases": cases,
+        "requests": len(prompts),
+        "status": dict(Counter(r["status"] for result in report.results for r in result.record["requests"])),
+        "models_alone_s": [round(a, 2) for a, _ in alone],
+        "predict_folder_s": [round(w, 2) for w, _ in whole],
+        "models_inside_s": [round(i, 2) for i in inside],
+        "wall_ratio": round(done / bare, 3),
+        "processor_ratio": round(min(c for _, c in whole) / min(c for _, c in alone), 3),
+    }
 
 
 def resident() -> dict[str, int]:
@@ -134,16 +240,31 @@ def measure_overlap(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("memory", "overlap", "both"), default="both")
-    parser.add_argument("--segmenter", default="scripted")
+    parser.add_argument("--part", choices=("memory", "overlap", "overhead", "both"), default="both")
+    parser.add_argument("--segmenter", help="default: scripted; for overhead: nano")
+    parser.add_argument("--reasoner", default="lexicon", help="for overhead")
+    parser.add_argument("--images", type=Path, help="for overhead: a folder of *_0000.nii.gz instead of made-up scans")
+    parser.add_argument("--prompt", action="append", help="for overhead; may be repeated")
+    parser.add_argument("--small_shape", type=int, nargs=3, default=(40, 64, 64), metavar=("Z", "Y", "X"))
+    parser.add_argument("--repeats", type=int, default=3, help="for overhead")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--shape", type=int, nargs=3, default=(300, 512, 512), metavar=("Z", "Y", "X"))
     parser.add_argument("--overlap_shape", type=int, nargs=3, default=(100, 256, 256), metavar=("Z", "Y", "X"))
-    parser.add_argument("--cases", type=int, default=6)
+    parser.add_argument("--cases", type=int, help="default: 6; for overhead: 30")
     parser.add_argument("--wait_s", type=float, default=0.0, help="seconds that the scripted segmenter waits, as for a GPU")
     given = parser.parse_args()
+    given.segmenter = given.segmenter or ("nano" if given.part == "overhead" else "scripted")
+    given.cases = given.cases or (30 if given.part == "overhead" else 6)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        if given.part == "overhead":
+            names, prompts = (given.segmenter, given.reasoner), tuple(given.prompt or PROMPTS)
+            shape = tuple(given.small_shape)
+            print(
+                json.dumps(
+                    measure_overhead(given.images, prompts, shape, names, given.device, given.cases, given.repeats, folder)  # type: ignore[arg-type]
+                )
+            )
         if given.part in ("memory", "both"):
             print(json.dumps(measure_memory(tuple(given.shape), given.segmenter, given.device, folder)))
         if given.part in ("overlap", "both"):

@@ -215,3 +215,7 @@ def hub_cache() -> Finding:
         return Finding("Models", "hub cache", "ok", ", ".join(found))
     remedy = "To use a hub model without a network, copy its folder here and name the folder, or fill the cache on another machine."
     return Finding("Models", "hub cache", "note", f"no models in {cache}", remedy)
+
+
+if __name__ == "__main__":
+    doctor()
