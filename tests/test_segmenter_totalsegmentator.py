@@ -246,6 +246,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "weights"
 
 
+def test_what_the_package_lacks_when_it_runs_is_said() -> None:
+    segmenter = TotalSegmentator(api(StandIn(fault=ModuleNotFoundError("No module named 'dicom2nifti'"))))
+    with pytest.raises(MissingExtraError, match=r"dicom2nifti.*pip install"):
+        texts(segmenter, "liver")
+
+
 def _forget_package() -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == "totalsegmentator"]:
         del sys.modules[name]

@@ -214,6 +214,10 @@ class TotalSegmentator(ClosedSegmenter):
                     f"TotalSegmentator ended itself at the task {self.task} (exit code {fault.code}): a licence or weights are lacking; "
                     "run its own command once to see why."
                 ) from fault
+            except ImportError as fault:  # it imports most of what it needs when it is run
+                raise MissingExtraError(
+                    f"TotalSegmentator lacks what it needs to run ({str(fault).rstrip('.')}). Install it with: {INSTALL}"
+                ) from fault
             except (MemoryError, RuntimeError) as fault:
                 raise SegmenterError(
                     f"TotalSegmentator failed on this scan ({' '.join(str(fault).split())[:200].rstrip('.')}); where memory is short, try "
