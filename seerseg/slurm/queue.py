@@ -97,6 +97,8 @@ def _refusal(stderr: str, script: Path | None) -> str:
     where = f" The script is {script}." if script is not None else ""
     if any(words in stderr for words in _UNREACHABLE):
         return f"Slurm does not answer ({said}). Nothing is lost; try the same line again later.{where}"
+    if script is None:
+        return f"Slurm cannot be asked: {said}. Nothing is lost; mend that, or try the same line again later."
     if "artition" in said:
         return f"Slurm refused the job: {said}.{_partitions(stderr)} Set partition in the site file or with --slurm_set.{where}"
     hint = next((f" {text}" for words, text in _HINTS.items() if words.lower() in stderr.lower()), "")
