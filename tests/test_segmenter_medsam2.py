@@ -455,7 +455,7 @@ def test_an_original_checkpoint_is_the_same_model(model: Any, tmp_path: Path) ->
     import torch
 
     path = checkpoint(model, tmp_path / "original")
-    loaded = load_segmenter(f"medsam2:{path}")
+    loaded = load_segmenter(f"medsam2:{path}", accept_license=True)
     assert isinstance(loaded, Medsam2Segmenter)
     ours = loaded._network.model.state_dict()  # type: ignore[attr-defined]
     assert all(torch.equal(value, ours[name]) for name, value in model.state_dict().items())
@@ -492,7 +492,7 @@ def test_what_is_no_such_checkpoint_is_said(model: Any, tmp_path: Path, monkeypa
     ):
         path = checkpoint(model, tmp_path / str(number), **changed)
         with pytest.raises(WeightsError, match=said):
-            load_segmenter(f"medsam2:{path}")
+            load_segmenter(f"medsam2:{path}", accept_license=True)
     whole = checkpoint(model, tmp_path / "whole")
     (tmp_path / "cut.pt").write_bytes(whole.read_bytes()[:200_000])
     torch.save({"model": Runs()}, tmp_path / "code.pt")
