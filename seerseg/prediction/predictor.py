@@ -54,6 +54,11 @@ class Prediction:
         return None if self.mask is None else self.mask.volume_ml
 
 
+_WORDS = frozenset({"text", "class"})
+_UNSEEN_PX = 32
+"""Side of the slices that are rendered for a reasoner that reads words alone, where no answer lies on a slice."""
+
+
 class Predictor:
     """A SeerSeg that is ready to be asked. Parts are loaded when first needed and kept; calls from several threads take turns.
 
@@ -176,8 +181,9 @@ class Predictor:
 
     def open_dialogues(self, volume: Volume, texts: Sequence[str]) -> list[Dialogue]:
         """First stage: render the views and open one dialogue per text, or several in a row for a consensus."""
-        model = self.model
-        views = render(volume, model.view_spec)
+        model, spec = self.model, self.model.view_spec
+        blind = not model.reasoner.card.sees_images and model.protocol.max_turns == 1 and model.protocol.prompt_kinds <= _WORDS
+        views = render(volume, replace(spec, size_px=_UNSEEN_PX) if blind else spec)  # the words that go with them stay the same
         if self.consensus.readings == 1:
             return open_dialogues(views, texts, protocol=model.protocol, bank=model.bank, targets=model.targets)
         readings = self.consensus.readings
