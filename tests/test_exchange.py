@@ -292,6 +292,12 @@ def test_a_half_copied_zip(packed: Path, tmp_path: Path, kept: float) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["cut.zip"]
 
 
+def test_something_that_was_appended(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "more.zip").write_bytes(small.read_bytes() + b"more")
+    with pytest.raises(ModelError, match="its end is not that of an export"):
+        install_model(tmp_path / "more.zip", target=tmp_path / "m")
+
+
 @settings(max_examples=60)
 @given(st.data())
 def test_a_byte_that_changed_on_the_way(small: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:

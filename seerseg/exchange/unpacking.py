@@ -22,6 +22,8 @@ MOST_BYTES = 200 << 30
 MOST_FILES = 10_000
 MOST_RATIO = 200
 """How many times smaller a file may have been packed. Text of models is 3 to 30 times smaller; zip bombs are a thousand times and more."""
+_END_BYTES = 22
+"""A zip without a comment ends with a record of this length: nothing is cut off and nothing was appended."""
 _FREE_RATIO_BYTES = 1 << 20
 _MOST_RECORD_BYTES = 64 << 20
 
@@ -78,6 +80,9 @@ def _readable(archive: Path) -> Iterator[zipfile.ZipFile]:
         with archive.open("rb") as file:
             if file.read(4) != b"PK\x03\x04":
                 raise ModelError(f"{archive} does not begin as a zip does. Give the file that seerseg_export wrote.")
+            file.seek(-min(_END_BYTES, archive.stat().st_size), os.SEEK_END)
+            if file.read(4) != b"PK\x05\x06":
+                raise zipfile.BadZipFile("its end is not that of an export")
         with zipfile.ZipFile(archive) as packed:
             yield packed
     except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, UnicodeDecodeError) as fault:
