@@ -235,7 +235,11 @@ def read_scan(path: Path, *, ct_window: tuple[float, float] | None = CT_WINDOW) 
     modality, assumed = _SEEN_AS_THEY_ARE.get(modality_of(path.name)), ""
     if ct_window is not None and modality_of(path.name) == "CT":
         centre, span = ct_window
-        images = (images.astype(np.float32) * np.float32(span / GREY_LEVELS) + np.float32(centre - span / 2)).round()
+        if images.dtype == np.uint8:
+            levels = np.arange(GREY_LEVELS + 1) * (span / GREY_LEVELS) + (centre - span / 2)
+            images = np.rint(levels).astype(np.int16 if abs(levels).max() < 1 << 15 else np.float32)[images]
+        else:
+            images = images.astype(np.float32) * np.float32(span / GREY_LEVELS) + np.float32(centre - span / 2)
         modality = "CT"
         assumed = f"; grey values are taken for a window of {span:g} HU about {centre:g}"
     try:
