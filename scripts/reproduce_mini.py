@@ -32,7 +32,8 @@ from seerseg.reasoners import load_reasoner
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.skills.base import EmptyBank, Retriever
-from seerseg.skills.retrieval import FrozenBank
+from seerseg.skills.encoder import SentenceEncoder
+from seerseg.skills.retrieval import ENCODED, FrozenBank
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLIT = ROOT / "seerseg_data" / "splits" / "hippocampus.json"
@@ -49,6 +50,7 @@ def parser(what: str | None, **defaults: Any) -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, default=2, help="of SEER-Loop")
     made.add_argument("--per_round", type=int, default=320, help="requests of a round")
     made.add_argument("--readings", type=int, default=5, help="of the consensus")
+    made.add_argument("--encoder", type=Path, help="folder of a sentence encoder: one row more, with skills found by meaning too")
     made.add_argument("--limit", type=int, help="only so many cases (for trying the script)")
     made.add_argument("--split", choices=("test", "val"), default="test", help="val for development")
     made.set_defaults(**defaults)
@@ -167,6 +169,8 @@ class Run:
         """Rows of a model with the bank that it evolved, and with several readings."""
         bank = self.bank(model)
         add(f"{name} + SEER-Loop", model, free, bank)
+        if self.given.encoder is not None:
+            add(f"{name} + SEER-Loop by meaning", model, free, self.bank(model, encoder=self.given.encoder))
         if self.given.readings > 1:
             add(f"{name} + SEER-Loop + consensus of {self.given.readings}", model, free, bank, readings=self.given.readings)
 
@@ -180,12 +184,16 @@ class Run:
         spec = replace(read_spec(found[0].parents[1]), reasoner=reasoner, segmenter_identity=None, bank="none")
         return Model(spec, segmenter_given=self.segmenter)
 
-    def bank(self, model: Model, folder: str = "bank") -> Retriever:
-        """Rounds of SEER-Loop on training cases with a reasoner."""
+    def bank(self, model: Model, encoder: Path | None = None) -> Retriever:
+        """Rounds of SEER-Loop on training cases with a reasoner; skills are found by words, with `encoder` also by meaning."""
         reasoner = model.spec.reasoner if model is not self.lexicon else "lexicon"
-        line = ("seerseg_evolve", self.name, FOLD, "--reasoner", reasoner, "-o", self.out / folder, "--rounds", self.given.rounds)
-        self.command(folder, *line, "--per_round", self.given.per_round, "--vocabulary", "train")
-        return FrozenBank.open(self.out / folder)
+        folder = self.out / f"bank{'_lexicon' if model is self.lexicon else ''}{'_by_meaning' if encoder else ''}"
+        line = ["seerseg_evolve", self.name, FOLD, "--reasoner", reasoner, "-o", folder, "--rounds", self.given.rounds]
+        line += ["--per_round", self.given.per_round, "--vocabulary", "train", *(["--encoder", encoder] if encoder else [])]
+        self.command(folder.name, *line)
+        if encoder is None:
+            return FrozenBank.open(folder)
+        return FrozenBank.open(folder, weights=ENCODED, encoder=SentenceEncoder(encoder))
 
     def row(
         self, name: str, model: Model, requests: Sequence[Request], bank: Retriever | None = None, *, readings: int = 1

@@ -3,8 +3,8 @@
 
     python scripts/reproduce_unseen.py OUT [--cases 30] [--model FOLDER]
 
-Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on the training cases (never chosen on test
-cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
+Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on six training cases (never chosen on
+test cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
 folder that was trained elsewhere (reproduce_mini leaves OUT/results/.../fold_0/sft/model). Rows and intervals as in reproduce_mini.py.
 """
 
@@ -23,8 +23,8 @@ from seerseg.evolution.arena import StoreArena, bare
 from seerseg.model import Model
 from seerseg.paths import read_json, write_json
 
-LEAST = 0.6
-"""Dice of label prompts from which a structure takes part."""
+LEAST, JUDGED_ON = 0.6, 6
+"""Dice of label prompts from which a structure takes part, and how many training cases that is judged on."""
 
 
 class Unseen(Run):
@@ -45,7 +45,7 @@ class Unseen(Run):
         """Labels that the segmenter draws, judged on training cases."""
         kept = self.out / "structures.json"
         if not kept.exists():
-            cases = load_splits(self.stored / "splits.json", self.dataset).folds[FOLD].train
+            cases = load_splits(self.stored / "splits.json", self.dataset).folds[FOLD].train[:JUDGED_ON]
             prompts = label_prompts(self.dataset, list(cases))
             arena = StoreArena(self.dataset, self.stored, self.alone, memo=self.out / "memo" / "train.jsonl")
             found: dict[str, list[float]] = defaultdict(list)
@@ -80,10 +80,6 @@ class Unseen(Run):
         add(self.given.reasoner, self.shipped, free)
         self.with_bank(add, self.given.reasoner, self.shipped, free)
         print((self.out / "table.md").read_text())
-
-    def bank(self, model: Model, folder: str = "bank") -> Any:
-        """One bank for each reasoner."""
-        return super().bank(model, "bank_lexicon" if model is self.lexicon else "bank")
 
 
 def _named(model: Model, folder: Path) -> Any:
