@@ -1,11 +1,13 @@
 #!/usr/bin/env python
-"""What each part brings on a dataset that no reasoner was trained on, nor the segmenter: drawn CT phantoms of torsos with lesions.
+"""What each part brings on a dataset that SFT and GRPO never saw: drawn CT phantoms of torsos with lesions, seeds of their own.
 
     python scripts/reproduce_unseen.py OUT [--cases 30] [--model FOLDER]
 
-Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on six training cases (never chosen on
-test cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
+Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on six training cases (never chosen on test
+cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
 folder that was trained elsewhere (reproduce_mini leaves OUT/results/.../fold_0/sft/model). Rows and intervals as in reproduce_mini.py.
+
+Not wholly unseen: torsos by the same drawing, other seeds and without lesions, were among what both nano models were first trained on.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ class Unseen(Run):
     """The same rows on phantoms."""
 
     name, number = "Dataset910_PhantomLesions", 910
-    said = "Drawn CT phantoms of torsos (exact labels), {split} cases, {split} language, fold {fold}, seed 0, nano segmenter."
+    said = "Drawn CT phantoms of torsos with lesions (exact labels), {split} cases, {split} language, fold {fold}, seed 0, nano segmenter."
 
     def prepare(self) -> None:
         """Draw, plan, preprocess, requests."""
