@@ -22,10 +22,13 @@ RELATIVE = Path("images") / "lung-segmentation" / "output.mha"
 
 
 def scan(quick: bool) -> Volume:
-    """A canonical CT: the chest that slicerio carries, else a phantom."""
+    """A canonical CT: 120 mm of the chest that slicerio carries, else a phantom."""
     spec = None if quick else find_spec("slicerio")
     if spec is not None and spec.submodule_search_locations:
-        return read_volume(Path(spec.submodule_search_locations[0]) / "data" / "CTChest4.nrrd", modality="CT")
+        chest = read_volume(Path(spec.submodule_search_locations[0]) / "data" / "CTChest4.nrrd", modality="CT")
+        low, high = (12, 16, 4), (24, 112, 124)
+        part = np.ascontiguousarray(chest.array[tuple(slice(a, b) for a, b in zip(low, high, strict=True))])
+        return Volume(part, chest.grid.crop(low, high), "CT")
     from seerseg.volume import Grid
     from seerseg_data.phantoms import phantom
 
