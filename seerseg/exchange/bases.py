@@ -95,7 +95,7 @@ def _reasoner(folder: Path, part: str, named: str) -> Iterator[Base]:
     from seerseg.reasoners import available_reasoners
 
     kind, source = split(part, set(available_reasoners()))
-    if not source:
+    if not source or kind in _RULES:
         yield _by_name("reasoner", kind)
         return
     path = Path(source).expanduser()
@@ -104,11 +104,11 @@ def _reasoner(folder: Path, part: str, named: str) -> Iterator[Base]:
         yield from _trained(folder, path)
         return
     try:
-        found = find(source, offline=True)
+        files = path if kind not in ("", "vlm", "nano") and path.exists() else find(source, offline=True).folder
     except SeerSegError as fault:
         yield Base("reasoner", named, "missing", None, place, fault=str(fault))
         return
-    yield Base("reasoner", named, "here", found.folder, place)
+    yield Base("reasoner", named, "here", files, place)
 
 
 def _trained(folder: Path, model: Path) -> Iterator[Base]:
@@ -148,11 +148,20 @@ def _segmenter(folder: Path, spec: ModelSpec, named: str) -> Iterator[Base]:
     inside = base_place("segmenter", named) or ""
     if not path.exists():
         try:
-            path = find(place, offline=True).folder
+            path = _on_this_machine(kind, place)
         except SeerSegError as fault:
             yield Base("segmenter", named, "missing", None, inside, identity, fault=str(fault))
             return
     yield Base("segmenter", named, "here", path, inside, identity)
+
+
+def _on_this_machine(kind: str, source: str) -> Path:
+    """Folder or file of a hub id, from the hub's cache; WeightsError when it is not there."""
+    if kind in ("sam", "medsam2"):
+        from seerseg.segmenters.sam2_weights import find as find_original
+
+        return find_original(source, offline=True)
+    return find(source, offline=True).folder
 
 
 def _by_name(role: Literal["reasoner", "segmenter"], name: str, identity: str = "") -> Base:

@@ -174,7 +174,9 @@ def _place(record: ExportRecord, results: Path | None, archive: Path) -> Path:
     if record.dataset is None or record.run is None or record.fold is None:
         raise UsageError(f"{archive} does not belong to a dataset's results. Say with -o which folder the model is to be.")
     if results is None:
-        raise UsageError("Say where the results live with --results_folder, or with -o which folder the model is to be.")
+        raise UsageError(
+            "Say where the results live with --results_folder or the variable seerseg_results, or with -o which folder the model is to be."
+        )
     return results / record.dataset / record.run / f"fold_{record.fold}"
 
 
