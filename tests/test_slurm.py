@@ -143,8 +143,16 @@ def test_a_full_quota_of_jobs_is_told_and_nothing_is_lost(slurm: Path, tmp_path:
             made.submit()
     finally:
         os.environ["PATH"] = before
+    assert not made.record.exists()
     made.submit()
     assert {s.state for s in end(made).values()} == {"done"}
+    os.environ["PATH"] = f"{tmp_path / 'sbin'}:{before}"
+    try:
+        with pytest.raises(SchedulerError):
+            made.submit()
+    finally:
+        os.environ["PATH"] = before
+    assert made.standings(())[0].state == "done"
 
 
 def test_a_folder_that_cannot_be_written(slurm: Path, tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from seerseg.errors import EXIT_DONE, EXIT_FAULT, EXIT_REQUEUE, EXIT_SOME_FAILED, OutputError, SchedulerError
-from seerseg.paths import read_json, write_atomically, write_json
+from seerseg.errors import EXIT_FAULT, EXIT_REQUEUE, EXIT_SOME_FAILED, OutputError, SchedulerError
+from seerseg.paths import read_json, write_json, write_text
 from seerseg.slurm.queue import Queued, fate, queued, sbatch
 from seerseg.slurm.script import Job, step_name, write_script
 
@@ -24,6 +24,8 @@ SCHEMA = 1
 _GRACE_S = 3.0  # a marker may reach this machine later than Slurm's word, over a network file system
 _SILENCE_S = 1800.0
 _SLOWEST_S = 20.0
+
+_KINDS = ("begun", "ended", "requeued", "fruitless")
 
 State = Literal["done", "failed", "stopped", "killed", "waiting", "running", "never"]
 
@@ -69,17 +71,15 @@ class JobFolder:
         once more when none is left. SchedulerError when Slurm refuses; what it had taken before is recorded.
         """
         self._write()
-        ended = self._markers("ended")
-        rounds = [r for r in range(1, self.job.rounds + 1) if ended.get(self._final(r)) != 0] or list(range(1, self.job.rounds + 1))
+        ended, every = self._markers("ended"), range(1, self.job.rounds + 1)
+        open_rounds = [r for r in every if ended.get(self._final(r)) != 0]
         sent: list[Sent] = []
         before = ""
-        for round_ in rounds:
+        for round_ in open_rounds or every:
             needed = [text if ":" in text else f"afterok:{text}" for text in (self.job.after, before) if text]
-            parts = [p for p in range(self.job.parts) if ended.get(self._name("part", round_, p)) != 0] or list(range(self.job.parts))
-            if self._all_done(ended, round_):
-                parts = list(range(self.job.parts))
+            missing = [p for p in range(self.job.parts) if ended.get(self._name("part", round_, p)) != 0] if open_rounds else []
             words = [str(round_)] if self.job.rounds > 1 else []
-            sent.append(self._send("part", round_, parts, needed, words))
+            sent.append(self._send("part", round_, missing or range(self.job.parts), needed, words))
             if self.job.last is not None:
                 sent.append(self._send("last", round_, (), [f"afterany:{sent[-1].id}", *needed], words))
             before = str(sent[-1].id)
@@ -95,12 +95,7 @@ class JobFolder:
                 (self.folder / name).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"Cannot make {self.folder}: {error.strerror}. Name another folder with --job_folder.") from error
-        text = write_script(self.job, self.folder)
-
-        def fill(temporary: Path) -> None:
-            temporary.write_text(text, encoding="utf-8")
-
-        write_atomically(self.script, fill)
+        write_text(self.script, write_script(self.job, self.folder))
         self.script.chmod(0o755)
 
     def _send(self, step: str, round_: int, parts: Sequence[int], needed: Sequence[str], words: Sequence[str]) -> Sent:
@@ -110,10 +105,16 @@ class JobFolder:
             options.append(f"--array={ranges(parts)}{limit}" if step == "part" else "--array=0")
         if step == "last":
             options.append(f"--output={str(self.folder / 'logs').replace('%', '%%')}/last.%A.log")
-        for part in parts or (0,):
-            for kind in ("begun", "ended", "requeued", "fruitless"):
-                (self.state / f"{self._name(step, round_, part)}.{kind}").unlink(missing_ok=True)
-        number = sbatch(self.script, [step, *words] if words or step == "last" else [], options)
+        stale = [self.state / f"{self._name(step, round_, part)}.{kind}" for part in parts or (0,) for kind in _KINDS]
+        kept = {path: path.read_text(encoding="utf-8") for path in stale if path.is_file()}
+        for path in kept:  # before, not after: the job may begin at once
+            path.unlink()
+        try:
+            number = sbatch(self.script, [step, *words] if words or step == "last" else [], options)
+        except SchedulerError:
+            for path, text in kept.items():
+                write_text(path, text)
+            raise
         sent = Sent(number, step, round_, tuple(parts))
         self._remember(sent)
         return sent
@@ -137,8 +138,9 @@ class JobFolder:
     def standings(self, active: Sequence[Queued], *, reasons: bool = False) -> list[Standing]:
         """How every step stands, in the order of work. active: of `active()`; reasons: ask Slurm about those that left no marker."""
         begun, ended, again = self._markers("begun"), self._markers("ended"), self._markers("requeued")
-        sent = {name: line for line in self._sent_lines() for name in self._names_of(line)}
-        now = {name: q for q in active for name in self._names_in_queue(q)}
+        lines = {line["id"]: line for line in self._sent_lines()}
+        sent = {name: line for line in lines.values() for name in self._names_of(line)}
+        now = {name: q for q in active for name in self._names_in_queue(q, lines.get(q.job))}
         out = []
         for name in self._names():
             code, here = ended.get(name), now.get(name)
@@ -194,8 +196,7 @@ class JobFolder:
     def _names_of(self, line: Mapping[str, Any]) -> list[str]:
         return [self._name(line["step"], line["round"], part) for part in (line["parts"] if line["step"] == "part" else (0,))]
 
-    def _names_in_queue(self, one: Queued) -> list[str]:
-        line = next((line for line in self._sent_lines() if line["id"] == one.job), None)
+    def _names_in_queue(self, one: Queued, line: Mapping[str, Any] | None) -> list[str]:
         if line is None:  # sent by hand
             return [self._name("part", 1, one.index or 0)]
         return self._names_of(line) if one.index is None or line["step"] == "last" else [self._name("part", line["round"], one.index)]
@@ -205,9 +206,6 @@ class JobFolder:
 
     def _final(self, round_: int) -> str:
         return self._name("part" if self.job.last is None else "last", round_, 0)
-
-    def _all_done(self, ended: Mapping[str, int], round_: int) -> bool:
-        return ended.get(self._final(round_)) == 0
 
     def _markers(self, kind: str) -> dict[str, int]:
         """Name of a step -> its exit code; 0 where the marker names none."""
@@ -258,8 +256,3 @@ def sentences(found: Sequence[Standing], logs: Path) -> list[str]:
         if said:
             out.append(f"{one.name} {said}; its log is in {logs}.")
     return out
-
-
-def succeeded(found: Sequence[Standing]) -> bool:
-    """Every step is done."""
-    return judge(found) == EXIT_DONE and all(s.state == "done" for s in found)

@@ -15,7 +15,6 @@ from seerseg.slurm.site import Site
 
 PART = "{part}"
 """Stands in `Job.watched` for the number of the part."""
-STEPS = ("part", "last")
 
 
 @dataclass(frozen=True)
