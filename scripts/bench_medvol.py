@@ -238,8 +238,7 @@ def elsewhere(key: KeySlice, mask: Bool, *, moved: bool) -> KeySlice:
 
 def flagged(episode: Episode) -> bool:
     """The episode says that something does not fit."""
-    fit = episode.agreement
-    return fit is not None and (not fit.agrees or ("none" not in (fit.side_said, fit.side_seen) and fit.side_said != fit.side_seen))
+    return episode.agreement is not None and episode.agreement.doubtful
 
 
 def table(found: Any, again: Any, ways: Any, title: str) -> str:

@@ -208,10 +208,12 @@ class Dialogue:
         return reading
 
     def settle(self, first: _Reading) -> None:
-        """Of two readings keep the one whose mask and answer fit better, the first where they are even."""
+        """Of two readings keep the one that does not contradict itself, else the one whose mask and answer fit better, the first where
+        they are even."""
         second, before = self.agreement, first.agreement
-        if self.fault is None and second is not None and before is not None and second.score > before.score:
-            return
+        if self.fault is None and second is not None and before is not None:
+            if (not second.doubtful, second.score) > (not before.doubtful, before.score):
+                return
         self.messages[-1] = first.message
         self.fault, self.answer, self.segmentation, self.agreement = None, first.answer, first.segmentation, first.agreement
 
@@ -343,8 +345,8 @@ def finish(
 ) -> list[Episode]:
     """Draw what the first replies asked for; go on with dialogues of several turns until all are done.
 
-    second_reading: where mask and answer disagree, ask the reasoner once more, sampled, and keep the reading that fits better. Off by
-    default: it calls the reasoner from the drawing stage.
+    second_reading: where an answer contradicts itself or its mask, ask the reasoner once more, sampled, and keep the reading that fits
+    better. Off by default: it calls the reasoner from the drawing stage.
     """
     sessions: dict[int, Session] | None = {} if any(d.several_turns for d in dialogues) else None
     try:
@@ -353,7 +355,7 @@ def finish(
             reason(dialogues, reasoner, seed=seed)
             draw(dialogues, volume, segmenter, sessions)
         if second_reading:
-            doubtful = [d for d in dialogues if d.agreement is not None and not d.agreement.agrees]
+            doubtful = [d for d in dialogues if d.agreement is not None and d.agreement.doubtful]
             firsts = [d.reopen() for d in doubtful]
             reason(doubtful, reasoner, seed=seed + SECOND_READING, retries=0)
             draw(doubtful, volume, segmenter, sessions)

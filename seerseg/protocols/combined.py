@@ -96,6 +96,16 @@ class Agreement:
         return self.score >= AGREES_FROM
 
     @property
+    def conflicting_sides(self) -> bool:
+        """The answer says one side, its anchor lies in the other half of the scan."""
+        return "none" not in (self.side_said, self.side_seen) and self.side_said != self.side_seen
+
+    @property
+    def doubtful(self) -> bool:
+        """The answer contradicts itself or what was drawn from it."""
+        return not self.agrees or self.conflicting_sides
+
+    @property
     def message(self) -> str:
         """What a person should know, "" when all fits."""
         said = []
@@ -103,7 +113,7 @@ class Agreement:
             said.append(f"Mask and anchor disagree (box overlap {self.score:.2f}, {self.inside:.0%} of the mask on that slice is inside).")
         if self.dropped:
             said.append(f"{self.dropped} part(s) of the mask outside of the anchor's boxes were taken away ({self.dropped_voxels} voxels).")
-        if "none" not in (self.side_said, self.side_seen) and self.side_said != self.side_seen:
+        if self.conflicting_sides:
             said.append(f"The answer says {self.side_said}, but its anchor lies in the {self.side_seen} half of the scan.")
         return " ".join(said)
 
