@@ -6,6 +6,8 @@
     python scripts/bench_nano_clicks.py torso --data DATA/ct_torso   learnt from: no test
     python scripts/bench_nano_clicks.py phantom                      seeds that training never drew
 
+A run may be parted (`--part 0 --parts 3`, each with its `--rows FILE`); `--read FILE ...` prints the table of such files.
+
 `box, clicks`: the target's box on its largest axial slice (edges jittered by 4 % of its side), then four clicks, each at the deepest point
 of the largest error; every click is kept, whether it helped or not. `words, clicks`: the words first, then four clicks. A row is one
 structure; intervals are 95 %, by bootstrap over subjects. `gain` is the last turn less the words.
@@ -19,6 +21,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -116,19 +119,66 @@ def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str) ->
     return [*row, *[row[-1]] * (TURNS - len(row))]
 
 
-def summary(rows: dict[str, list[list[float]]]) -> tuple[NDArray[np.float64], list[str]]:
-    """Mean per column over all rows, and that mean with its interval as text. rows: per subject."""
+def summary(rows: dict[str, list[list[float]]]) -> list[str]:
+    """Per column the mean over all rows with its interval, as text. rows: per subject."""
     table = np.concatenate([np.array(v) for v in rows.values()])
     cells = []
     for column in range(table.shape[1]):
         interval = bootstrap_interval({subject: [row[column] for row in values] for subject, values in rows.items()})
         mean = f"{table[:, column].mean():.3f}"
         cells.append(mean if interval is None else f"{mean} ({interval.lo:.3f} to {interval.hi:.3f})")
-    return table.mean(axis=0), cells
+    return cells
+
+
+@dataclass(frozen=True)
+class Line:
+    """One structure of one case: Dice after each turn, from a box and from the words (None where the segmenter takes none)."""
+
+    subject: str
+    case: str
+    words: str
+    boxed: list[float]
+    worded: list[float] | None
+    cpu_s: float
+    """Of the five turns from a box, the expert's own work included."""
+
+
+def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Namespace) -> Iterator[Line]:
+    """One line per structure of every case of this part."""
+    for number, (subject, case, words, volume, truth) in enumerate(cases):
+        if number // 2 % options.parts != options.part:
+            continue
+        started = time.process_time()
+        boxed = from_box(segmenter, volume, truth, number, options.imperfect)
+        spent = time.process_time() - started
+        able = segmenter.capabilities.text != "none" and not options.no_words
+        line = Line(subject, case, words, boxed, from_words(segmenter, volume, truth, words) if able else None, spent)
+        print(f"{case} {words}: box {shown(line.boxed)}" + (f"; words {shown(line.worded)}" if line.worded else ""), flush=True)
+        yield line
+
+
+def shown(values: list[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
+
+
+def report(lines: list[Line]) -> None:
+    """The table."""
+    rows: dict[tuple[str, str], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        first = line.worded[0] if line.worded else float("nan")
+        rows[line.words, "box, clicks"][line.subject].append([*line.boxed, line.boxed[-1] - line.boxed[0], line.boxed[-1] - first])
+        if line.worded:
+            rows[line.words, "words, clicks"][line.subject].append([*line.worded, line.worded[-1] - first, line.worded[-1] - first])
+    heads = ["structure", "prompts", "n of subjects", *(f"turn {k + 1}" for k in range(TURNS)), "last less first", "last less words"]
+    print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
+    for (words, way), by_subject in sorted(rows.items()):
+        count = sum(len(v) for v in by_subject.values())
+        print(f"| {words} | {way} | {count} of {len(by_subject)} | " + " | ".join(summary(by_subject)) + " |")
+    print(f"\n{sum(line.cpu_s for line in lines) / max(1, TURNS * len(lines)):.2f} s of CPU a turn (box, clicks)")
 
 
 def main() -> None:
-    """Print one table."""
+    """Measure, or read what was measured; then one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("set", choices=("hippocampus", "chest", "torso", "phantom"))
     parser.add_argument("--data", type=Path)
@@ -139,37 +189,26 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--structures", nargs="*")
     parser.add_argument("--imperfect", type=float, default=0.0, help="share of deliberately bad first boxes")
+    parser.add_argument("--no_words", action="store_true", help="from a box alone")
+    parser.add_argument("--part", type=int, default=0)
+    parser.add_argument("--parts", type=int, default=1)
+    parser.add_argument("--rows", type=Path, help="write what was measured there, a JSON object a line")
+    parser.add_argument("--read", type=Path, nargs="+", help="measure nothing; the table of such files")
     options = parser.parse_args()
+    if options.read:
+        report([Line(**json.loads(line)) for path in options.read for line in path.read_text().splitlines()])
+        return
     torch.set_num_threads(1)
-    name = f"{options.segmenter}:{options.weights}" if options.weights else options.segmenter
-    segmenter = load_segmenter(name)
+    segmenter = load_segmenter(f"{options.segmenter}:{options.weights}" if options.weights else options.segmenter)
+    print(f"{segmenter.card.identity}; {options.set} {options.split if options.set == 'hippocampus' else ''}")
     source = {"hippocampus": hippocampus, "chest": chest, "torso": torso, "phantom": phantoms}[options.set]
-    ways = ("box, clicks", "words, clicks") if segmenter.capabilities.text != "none" else ("box, clicks",)
-    rows: dict[tuple[str, str], dict[str, list[list[float]]]] = defaultdict(lambda: defaultdict(list))
-    seconds = 0.0
-    begun = time.process_time()
-    for number, (subject, case, words, volume, truth) in enumerate(source(options)):
-        started = time.process_time()
-        boxed = from_box(segmenter, volume, truth, number, options.imperfect)
-        seconds += time.process_time() - started
-        text = from_words(segmenter, volume, truth, words) if len(ways) == 2 else [np.nan] * TURNS
-        rows[words, ways[0]][subject].append([*boxed, boxed[-1] - text[0]])
-        if len(ways) == 2:
-            rows[words, ways[1]][subject].append([*text, text[-1] - text[0]])
-        print(f"{case} {words}: box {' '.join(f'{v:.3f}' for v in boxed)}; words {' '.join(f'{v:.3f}' for v in text)}", flush=True)
-    print(f"\n{segmenter.card.identity}; {options.set} {options.split if options.set == 'hippocampus' else ''}")
-    print(
-        "| structure | prompts | n | "
-        + " | ".join(f"turn {k + 1}" for k in range(TURNS))
-        + " | gain over words |\n|"
-        + "---|" * (TURNS + 4)
-    )
-    for (words, way), by_subject in rows.items():
-        count = sum(len(v) for v in by_subject.values())
-        print(f"| {words} | {way} | {count} of {len(by_subject)} | " + " | ".join(summary(by_subject)[1]) + " |")
-    turns = TURNS * sum(len(v) for (_, way), s in rows.items() if way == ways[0] for v in s.values())
-    each = seconds / max(1, turns)
-    print(f"\n{each:.2f} s of CPU a turn (box, clicks; with the expert's own work), {time.process_time() - begun:.0f} s in all")
+    lines = []
+    for line in measure(segmenter, source(options), options):
+        lines.append(line)
+        if options.rows:
+            with options.rows.open("a") as file:
+                file.write(json.dumps(asdict(line)) + "\n")
+    report(lines)
 
 
 if __name__ == "__main__":

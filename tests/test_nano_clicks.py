@@ -102,6 +102,13 @@ class TestChannels:
         )
         assert (out[2] == 1).sum() >= 2
 
+    def test_a_slice_halfway_between_voxels_of_the_crop_marks_both(self) -> None:
+        step = 1.3810416666666665
+        crop = Grid((32, 48, 32), np.array([[step, 0, 0, 0], [0, step, 0, 0], [0, 0, step, 20 - 15.5 * step], [0, 0, 0, 1]]))
+        fine = Grid((40, 60, 40), np.eye(4))
+        out = prompt_channels(crop, fine, boxes=(Box2D(0, 20, (10, 10), (30, 30)),), points=(), before=None).numpy()[2]
+        assert np.flatnonzero((out == 1).any(axis=(1, 2))).tolist() == [15, 16]
+
     def test_the_mask_before_runs_from_minus_one_to_one(self) -> None:
         before = np.zeros(self.GRID.shape_zyx, np.float32)
         before[2] = 1
@@ -139,6 +146,46 @@ class TestCrops:
         _, crop = refining.crop_grid(look(volume), np.array([110.0, 10.0, 2.0]), np.array([125.0, 30.0, 12.0]))
         offset = grid.to_voxel(crop.to_world(np.zeros(3)))
         assert np.allclose(offset, np.round(offset), atol=1e-6)
+
+
+class TestEdits:
+    SPACING = (2.0, 1.0, 1.0)
+
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """What was drawn reaches farther than the mask before, along x and y."""
+        before, drawn = np.zeros((2, 20, 60, 60), dtype=bool)
+        before[5:15, 10:40, 10:20] = True
+        drawn[5:15, 12:58, 10:50] = True
+        return before, drawn
+
+    def test_a_click_changes_its_surroundings_alone(self) -> None:
+        before, drawn = self.masks()
+        out = refining.edited(before, drawn, (Point((10, 20, 22)),), self.SPACING)
+        assert out[10, 20, 20:30].all()
+        assert not out[:, 40:].any()  # drawn there, but far from the click
+        assert not out[:, :, 40:].any()
+
+    def test_a_positive_click_takes_nothing_away_and_a_negative_one_adds_nothing(self) -> None:
+        before, drawn = self.masks()
+        more = refining.edited(before, drawn, (Point((10, 20, 22)),), self.SPACING)
+        assert (more & before).sum() == before.sum()
+        less = refining.edited(before, drawn, (Point((10, 11, 15), positive=False),), self.SPACING)
+        assert not (less & ~before).any()
+        assert not less[10, 11, 15]
+        assert less.sum() < before.sum()
+
+    def test_the_ball_up_to_the_edge_follows_the_click_whatever_is_drawn(self) -> None:
+        before, _ = self.masks()
+        out = refining.edited(before, before, (Point((10, 20, 23)), Point((10, 20, 12), positive=False)), self.SPACING)
+        assert out[10, 20, 20:28].all()
+        assert not out[10, 20, 28]
+        assert out[10, 16, 23]
+        assert not out[10, 20, 10:16].any()
+        assert out[10, 20, 16]
+
+    def test_clicks_that_are_obeyed_already_leave_what_is_drawn(self) -> None:
+        before, drawn = self.masks()
+        assert refining.edited(before, drawn, (Point((10, 20, 15)), Point((1, 1, 1), positive=False)), self.SPACING) is drawn
 
 
 class TestSeam:

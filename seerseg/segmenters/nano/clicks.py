@@ -218,7 +218,7 @@ def _box_regions(crop: Grid, source: Grid, boxes: tuple[Box2D | Box3D, ...]) -> 
             within &= (where[axis] >= lo - 0.5 - least) & (where[axis] < hi - 0.5 + least)
         reach = np.ones(crop.shape_zyx, dtype=np.bool_)
         if isinstance(box, Box2D):
-            reach = np.abs(where[box.axis] - box.index) <= max(0.5, 0.5 * step[box.axis])
+            reach = np.abs(where[box.axis] - box.index) <= max(0.5, 0.5 * step[box.axis]) + 1e-3  # halfway between voxels of the crop: both
         inside |= within & reach
         outside |= reach & ~within
     return inside, outside

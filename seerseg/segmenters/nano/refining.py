@@ -36,6 +36,9 @@ CLOSER = 1.6
 ZOOM = 2.5
 TRUST_CT, TRUST_OTHER = 1.0, 0.5
 """How far the scan's own intensities are believed near the boundary; see `inference.paint`."""
+EDIT_MM = 30.0
+REACH, REACH_MORE = 2.0, 2.0
+"""A click changes the mask before within REACH times its distance from that mask's edge, and REACH_MORE voxels."""
 HELD = 4
 RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
@@ -86,6 +89,8 @@ class Desk:
         spacing = crop.grid.spacing_zyx[0]
         if prompt.points and spacing > CLOSER * finest_mm(scan):
             mask = self._closer(scan, prompt, mask, max(finest_mm(scan), spacing / ZOOM))
+        if prompt.mask is not None and prompt.points and prompt.mask.array.any() and not _on_one_slice(prompt.mask.array):
+            mask = edited(prompt.mask.array, mask, prompt.points, self._volume.grid.spacing_zyx)
         for positive in (False, True):
             for point in prompt.points:
                 if point.positive is positive:
@@ -140,6 +145,45 @@ class Desk:
 
     def _paint(self, scan: Scan, grid: Grid, logits: Float32) -> Bool:
         return paint(Field(grid, logits), self._volume, TRUST_CT if scan.modality == inputs.CT else TRUST_OTHER)
+
+
+# ------------------------------------------------------------------------------------------------------------------ edits
+
+
+def edited(before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tuple[float, float, float]) -> Bool:
+    """The mask before, changed by what was drawn about the clicks that contradict it, and there alone; `drawn` when none does.
+
+    A click in the middle of an error lies as far from the error's edge as from the edge of the mask before, so the ball of that radius is
+    the error's. About it a positive click adds what was drawn, and a negative one takes away what was not.
+    """
+    out: Bool | None = None
+    for point in points:
+        at = tuple(min(n - 1, max(0, int(np.floor(v + 0.5)))) for v, n in zip(point.zyx, before.shape, strict=True))
+        if bool(before[at]) is point.positive:
+            continue
+        radius = _to_the_edge(before, at, spacing_mm)
+        reach = REACH * radius + REACH_MORE * max(spacing_mm)
+        window = tuple(slice(max(0, v - int(reach / s) - 1), v + int(reach / s) + 2) for v, s in zip(at, spacing_mm, strict=True))
+        axes = np.ogrid[tuple(slice(span.start, min(span.stop, n)) for span, n in zip(window, before.shape, strict=True))]
+        away = np.sqrt(sum(((a - v) * s) ** 2 for a, v, s in zip(axes, at, spacing_mm, strict=True)))
+        out = before.copy() if out is None else out
+        part = out[window]
+        part[((away <= reach) & (drawn[window] == point.positive)) | (away <= radius)] = point.positive
+    return drawn if out is None else out
+
+
+def _to_the_edge(mask: Bool, at: tuple[int, ...], spacing_mm: tuple[float, float, float]) -> float:
+    """Distance, mm, from a voxel to the nearest one on the other side of the mask, at most EDIT_MM."""
+    window = tuple(slice(max(0, v - int(EDIT_MM / s) - 1), v + int(EDIT_MM / s) + 2) for v, s in zip(at, spacing_mm, strict=True))
+    others = np.argwhere(mask[window] != mask[at])
+    if not len(others):
+        return EDIT_MM
+    away = (others + [span.start for span in window] - np.array(at)) * spacing_mm
+    return min(EDIT_MM, float(np.sqrt((away**2).sum(1).min())))
+
+
+def _on_one_slice(mask: Bool) -> bool:
+    return _single(_extent(mask), mask.shape) is not None
 
 
 # ------------------------------------------------------------------------------------------------------------------- crops
