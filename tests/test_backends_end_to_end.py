@@ -234,6 +234,23 @@ def test_a_second_reading_from_the_command_line(phantom: tuple[Path, Path, Path]
     assert scores[("--second_reading",)]["score"] > scores[()]["score"]
 
 
+def test_a_second_reading_where_the_named_side_is_not_the_anchors(phantom: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """The ball lies in the right half; a reply that calls it left is asked for again, although its box fits."""
+    labels = {"kind": "scripted_segmenter", "names": {"left lung": 1, "right lung": 1}, "cases": {"*": str(phantom[2])}}
+    (tmp_path / "s.json").write_text(json.dumps(labels))
+    (tmp_path / "r.json").write_text(json.dumps([combined(180, "left lung"), combined(180, "right lung")]))
+    parts = ("--segmenter", f"scripted:{tmp_path / 's.json'}", "--reasoner", f"scripted:{tmp_path / 'r.json'}", "--protocol", "seerseg")
+    answered = []
+    for flags in ((), ("--second_reading",)):
+        out = tmp_path / f"out{len(flags)}"
+        done = run("-i", phantom[0], "-o", out, "--modality", "CT", "--prompt", "the lung with the ball", *parts, *flags)
+        assert done.exit_code == 0, done.output
+        answered.append(record(out, "a")["requests"][0])
+    assert answered[0]["agreement"]["agrees"]
+    assert "lies in the right half" in answered[0]["message"]
+    assert [one["target_answered"] for one in answered] == ["left lung", "right lung"]
+
+
 def test_the_views_of_another_protocol_take_the_place_of_the_manifests(tmp_path: Path) -> None:
     """As training agrees them: the published number and size of slices, the planned plane and window."""
     planned = ViewSpec(plane="coronal", count=12, window=(40.0, 400.0))
