@@ -214,6 +214,20 @@ def test_a_warning_reaches_the_work_and_it_is_asked_for_again(tmp_path: Path) ->
     assert marker(tmp_path, "part_0.ended") == "code=75"  # as this scontrol refused
 
 
+def test_under_torchrun_the_processes_are_told_and_its_code_is_read(tmp_path: Path) -> None:
+    work = 'trap "echo drained; exit 75" USR1; touch up; while :; do sleep 0.05; done'
+    program(tmp_path / "bin", f"echo \"$@\"; bash -c '{work}' & wait $! || exit 1\n", "torchrun")
+    site = Site(processes=2, launcher="torchrun --nproc_per_node {processes}")
+    process = start(tmp_path, job(tmp_path, "worker", "4", site=site, distributed=True, module="pack.work", again=("-c",)))
+    while not (tmp_path / "up").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    said, _ = process.communicate(timeout=20)
+    assert said == "--nproc_per_node 2 -m pack.work 4 -c\ndrained\n"
+    assert process.returncode == 75
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 77\n"
+
+
 def test_a_job_that_is_being_cancelled_while_the_work_ends_by_itself(tmp_path: Path) -> None:
     program(tmp_path / "bin", "exit 75\n")
     start(tmp_path, job(tmp_path), STATE="COMPLETING").communicate(timeout=20)
