@@ -171,25 +171,25 @@ def test_without_accounting_nothing_is_missed(slurm: Path) -> None:
 
 
 def test_prediction_in_parts_of_which_one_never_began(slurm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As typed: three parts, the node fails one of them before it begins; the same line does that one alone."""
+    """As typed: two parts, the node fails one of them before it begins; the same line does that one alone."""
     make_folder(tmp_path, 5)
     monkeypatch.chdir(tmp_path)
     plain = ("-i", "images", "--segmenter", "scripted:script.json", "--reasoner", "verbatim", "-device", "cpu", "--prompt", "liver")
-    fails = 'setup = ["[ \\"${SLURM_ARRAY_TASK_ID:-}${1:-}\\" != 2 ] || [ -e failed ] || { touch failed; kill -9 $$; }"]'
+    fails = 'setup = ["[ \\"${SLURM_ARRAY_TASK_ID:-}${1:-}\\" != 1 ] || [ -e failed ] || { touch failed; kill -9 $$; }"]'
     (tmp_path / "site.toml").write_text(f'memory = "600M"\ntime = "10"\n{fails}\n')
-    line = [*plain, "-o", "out", "--num_parts", "3", "--slurm", "--wait", "--site", "site.toml", "--json"]
+    line = [*plain, "-o", "out", "--num_parts", "2", "--slurm", "--wait", "--site", "site.toml", "--json"]
     first = CliRunner().invoke(predict, line, catch_exceptions=False)
     assert first.exit_code == 3, first.output
-    assert "part_2 never ran (Slurm says FAILED" in first.stderr
+    assert "part_1 never ran (Slurm says FAILED" in first.stderr
     steps = {s["step"]: (s["state"], s["code"]) for s in json.loads(first.stdout)["steps"]}
-    assert steps == {"part_0": ("done", 0), "part_1": ("done", 0), "part_2": ("never", None), "last": ("failed", 3)}
+    assert steps == {"part_0": ("done", 0), "part_1": ("never", None), "last": ("failed", 3)}
     last = next((tmp_path / "seerseg_jobs").glob("*/logs/last.*.log")).read_text()
-    assert "Never begun: part 2\nMissing: case2 (part 2)\n5 cases: 4 done, 0 failed, 1 missing." in last
+    assert "Never begun: part 1\nMissing: case1 (part 1)\nMissing: case3 (part 1)\n5 cases: 3 done, 0 failed, 2 missing." in last
 
     second = CliRunner().invoke(predict, line, catch_exceptions=False)
     assert second.exit_code == 0, second.output
-    assert "1 of 3 parts" in second.stderr
-    entries = [e.case for n in range(3) for e in read_ledger(tmp_path / "out" / f"ledger.{n}.jsonl")[0]]
+    assert "1 of 2 parts" in second.stderr
+    entries = [e.case for n in range(2) for e in read_ledger(tmp_path / "out" / f"ledger.{n}.jsonl")[0]]
     assert sorted(entries) == [f"case{n}" for n in range(5)]
     assert {e.case for e in read_ledger(tmp_path / "out" / "ledger.jsonl")[0]} == set(entries)
     undisturbed = CliRunner().invoke(predict, [*plain, "-o", "whole"], catch_exceptions=False)
