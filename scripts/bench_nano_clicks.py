@@ -101,13 +101,13 @@ def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imper
     return [*row, *[row[-1]] * (TURNS - len(row))] if row else [0.0] * TURNS
 
 
-def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str) -> list[float]:
-    """The words, then clicks, also where the words found nothing."""
+def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str, turns: int = TURNS) -> list[float]:
+    """The words, then clicks up to so many turns, also where the words found nothing."""
     session = segmenter.session(volume)
     found = session.add(Prompt(text=words)).mask
     assert found is not None
     row = [dice(found.array, truth)]
-    while len(row) < TURNS:
+    while len(row) < turns:
         errors = error_points(found.array, truth, volume.grid.spacing_zyx)
         if not errors:
             break
@@ -116,7 +116,7 @@ def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str) ->
         found = made.mask if made.mask is not None else found
         row.append(dice(found.array, truth))
     session.close()
-    return [*row, *[row[-1]] * (TURNS - len(row))]
+    return [*row, *[row[-1]] * (turns - len(row))]
 
 
 def summary(rows: dict[str, list[list[float]]]) -> list[str]:
@@ -152,7 +152,14 @@ def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Names
         boxed = from_box(segmenter, volume, truth, number, options.imperfect)
         spent = time.process_time() - started
         able = segmenter.capabilities.text != "none" and not options.no_words
-        line = Line(subject, case, words, boxed, from_words(segmenter, volume, truth, words) if able else None, spent)
+        line = Line(
+            subject,
+            case,
+            words,
+            boxed,
+            from_words(segmenter, volume, truth, words, 1 if options.words_once else TURNS) if able else None,
+            spent,
+        )
         print(f"{case} {words}: box {shown(line.boxed)}" + (f"; words {shown(line.worded)}" if line.worded else ""), flush=True)
         yield line
 
@@ -167,7 +174,7 @@ def report(lines: list[Line]) -> None:
     for line in lines:
         first = line.worded[0] if line.worded else float("nan")
         rows[line.words, "box, clicks"][line.subject].append([*line.boxed, line.boxed[-1] - line.boxed[0], line.boxed[-1] - first])
-        if line.worded:
+        if line.worded and len(line.worded) == TURNS:
             rows[line.words, "words, clicks"][line.subject].append([*line.worded, line.worded[-1] - first, line.worded[-1] - first])
     heads = ["structure", "prompts", "n of subjects", *(f"turn {k + 1}" for k in range(TURNS)), "last less first", "last less words"]
     print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
@@ -190,6 +197,7 @@ def main() -> None:
     parser.add_argument("--structures", nargs="*")
     parser.add_argument("--imperfect", type=float, default=0.0, help="share of deliberately bad first boxes")
     parser.add_argument("--no_words", action="store_true", help="from a box alone")
+    parser.add_argument("--words_once", action="store_true", help="the words alone, no clicks after them")
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--rows", type=Path, help="write what was measured there, a JSON object a line")

@@ -37,8 +37,9 @@ ZOOM = 2.5
 TRUST_CT, TRUST_OTHER = 1.0, 0.5
 """How far the scan's own intensities are believed near the boundary; see `inference.paint`."""
 EDIT_MM = 30.0
+BALL = 1.3
 REACH, REACH_MORE = 2.0, 2.0
-"""A click changes the mask before within REACH times its distance from that mask's edge, and REACH_MORE voxels."""
+"""Of a click's distance from the edge of the mask before: what it changes always, and within which (and REACH_MORE voxels) it may."""
 HELD = 4
 RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
@@ -154,7 +155,7 @@ def edited(before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tup
     """The mask before, changed by what was drawn about the clicks that contradict it, and there alone; `drawn` when none does.
 
     A click in the middle of an error lies as far from the error's edge as from the edge of the mask before, so the ball of that radius is
-    the error's. About it a positive click adds what was drawn, and a negative one takes away what was not.
+    the error's (BALL times it on validation cases). About it a positive click adds what was drawn, a negative one takes away what was not.
     """
     out: Bool | None = None
     for point in points:
@@ -168,7 +169,7 @@ def edited(before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tup
         away = np.sqrt(sum(((a - v) * s) ** 2 for a, v, s in zip(axes, at, spacing_mm, strict=True)))
         out = before.copy() if out is None else out
         part = out[window]
-        part[((away <= reach) & (drawn[window] == point.positive)) | (away <= radius)] = point.positive
+        part[((away <= reach) & (drawn[window] == point.positive)) | (away <= BALL * radius)] = point.positive
     return drawn if out is None else out
 
 
