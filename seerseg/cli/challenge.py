@@ -62,7 +62,13 @@ def _scan_options(function: Any) -> Any:
             "--output_path", metavar="PATH", help="grand_challenge: where the answer goes under the output. Default: images/segmentation."
         ),
         option("--prompt", "prompts", multiple=True, metavar="[N=]TEXT", help="grand_challenge: asked of every scan, drawn with value N."),
-        option("--ct_window", nargs=2, type=float, metavar="CENTRE WIDTH", help="npz: window in HU that CT was cut to, to undo it."),
+        option(
+            "--ct_window",
+            nargs=2,
+            type=float,
+            metavar="CENTRE WIDTH",
+            help="npz: window in HU that CT was cut to. Default: 40 400. WIDTH 0: unknown.",
+        ),
     ):
         function = decorate(function)
     return function
@@ -96,11 +102,12 @@ def predict(**given: Any) -> None:
 
     convention, shown = given["convention"], _Shown(given["log"])
     job = _job_options(given)
+    _ = _ct_window(given)
     source, output = (Path(given[key] or default) for key, default in zip(("source", "output"), _FOLDERS[convention], strict=True))
     answerer = Answerer(lambda: _predictor(given), never_fail=given["never_fail"])
     with StopOnSignals() as stop, shown:
         if convention == "npz":
-            report = predict_npz(source, output, answerer, ct_window=given["ct_window"], progress=shown.step, stopping=stop)
+            report = predict_npz(source, output, answerer, ct_window=_ct_window(given), progress=shown.step, stopping=stop)
         else:
             report = _answer_one(source, output, answerer, job, shown)
     _print_report(report, as_json=given["as_json"])
@@ -124,6 +131,15 @@ def _job_options(given: dict[str, Any]) -> JobOptions:
     )
     _ = job.place
     return job
+
+
+def _ct_window(given: dict[str, Any]) -> tuple[float, float] | None:
+    from seerseg.challenge.npz import CT_WINDOW
+
+    centre, width = given["ct_window"] or CT_WINDOW
+    if not (abs(centre) < 1e5 and 0 <= width < 1e5):
+        raise UsageError(f"--ct_window {centre:g} {width:g}: centre and width are Hounsfield units, the width from 0 up.")
+    return (centre, width) if width else None
 
 
 def _texts(prompts: tuple[str, ...]) -> dict[int, str] | None:
