@@ -103,7 +103,8 @@ def chest(folder: Path) -> Path:
 
     drawn = phantom("chest", 7001, spacing_zyx_mm=(8.0, 5.0, 5.0))
     folder.mkdir(parents=True)
-    nib.Nifti1Image(np.ascontiguousarray(drawn.array_zyx.T), drawn.affine).to_filename(folder / "scan_0000.nii.gz")
+    middle = np.ascontiguousarray(drawn.array_zyx[10:32].T)  # enough to draw on, and half the work
+    nib.Nifti1Image(middle, drawn.affine).to_filename(folder / "scan_0000.nii.gz")
     return folder
 
 
