@@ -210,7 +210,8 @@ def test_the_rationale_names_repairs_and_readings() -> None:
     decision = LEXICON.decide("plz segmnt the lft lnug", CHEST)
     assert "lnug -> lung" in decision.rationale
     assert "MESSY_INPUT_REPAIR" in decision.tags
-    assert "lies on the left" in LEXICON.decide("the lung on the side of the heart", CHEST).rationale
+    beside = LEXICON.decide("the lung on the side of the heart", CHEST)
+    assert (beside.answer, "lies on the left" in beside.rationale) == ("left lung", True)
 
 
 def test_a_skill_that_was_shown_is_named_only_when_its_kind_was_used() -> None:
@@ -247,3 +248,17 @@ def test_a_request_takes_milliseconds() -> None:
     start = time.process_time()
     answer("left lung " * 1000, CHEST)
     assert time.process_time() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("put the liver in a mask", "liver"),
+        ("Please segment the spleen visible on this CT scan", "spleen"),
+        ("PLEASE PUT THE LIVER ON THE SCAN", "liver"),
+        ("outline the PUT on both sides", "putamen"),
+        ("left ON", "left optic nerve"),
+    ],
+)
+def test_everyday_words_are_abbreviations_only_where_so_written(text: str, answer: str) -> None:
+    assert LEXICON.decide(text, (), modality="MR").answer == answer

@@ -31,7 +31,7 @@ from seerseg.reasoners.reading import (
 )
 from seerseg.vocabulary import DEFAULT_FILE, Entry, LabelDescription, Side, Split, Vocabulary
 
-VERSION = 2
+VERSION = 3
 ACCEPT = 0.5  # a mention below this is no answer; set on the tuning half of the request set in the tests
 ACCEPT_DESCRIBED = 0.5
 _GENERIC = frozenset("tumour|lesion|cyst|bones|tissue|skin|body|skeletal muscle|face|torso|body extremities|vertebra".split("|"))
@@ -236,7 +236,7 @@ class _Reader:
 
     def _ranked(self) -> list[_Ranked]:
         described = [m for m in find_descriptions(self.tokens, self.listed.words) if m.score >= ACCEPT_DESCRIBED]
-        covering = [m.positions for m in described if m.score >= 0.6 and not m.negated]
+        covering = [m.positions for m in described if m.score >= 0.6 and not m.negated and self._may_be_answered(m)]
         named = [m for m in self.mentions if not any(m.positions < positions for positions in covering)]
         out: list[_Ranked] = []
         for mention in (*named, *described[:8]):
@@ -244,6 +244,10 @@ class _Reader:
             if chosen is not None:
                 out.append(chosen)
         return sorted(out, key=lambda r: (-round(r.rank, 6), min(r.mention.positions), r.entry.name))
+
+    def _may_be_answered(self, mention: Mention) -> bool:
+        """Words that describe what is not listed do not hide listed names among them: "the lung on the side of the heart"."""
+        return not self.listed.names or any(sense.entry.name in self.listed.by_entry for sense in mention.senses)
 
     def _choose(self, mention: Mention) -> _Ranked | None:
         side = self._side(mention)

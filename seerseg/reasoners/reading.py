@@ -84,12 +84,14 @@ _SKIPPED = frozenset({"the", "a", "an", "of", "this", "that", "his", "her", "the
 @dataclass(frozen=True, slots=True)
 class Token:
     """A word of the request. options: what it may be, (word, cost), the likeliest first, cost 0 when as written;
-    side: what it says about side; clause: number of the sentence-like piece it stands in."""
+    side: what it says about side; clause: number of the sentence-like piece it stands in; spellings: how it was written, capitals
+    kept, none where the whole request is in capitals."""
 
     raw: str
     options: tuple[tuple[str, float], ...]
     clause: int
     side: Side | None = None
+    spellings: frozenset[str] = frozenset()
 
     @property
     def word(self) -> str:
@@ -138,6 +140,7 @@ class Words:
     stem_weight: dict[str, float] = field(init=False, default_factory=dict)
     by_stem: dict[str, list[int]] = field(init=False, default_factory=dict)
     content: list[str] = field(init=False)
+    everyday: frozenset[str] = field(init=False)
     known: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -163,6 +166,7 @@ class Words:
         }
         ordinary = vocabulary.ordinary | _STOP | _NEGATORS | _ANCHORS | _VERBS
         self.known = frozenset(spelt | described | ordinary | set(vocabulary.side_words) | {r for bag in self.senses for r in bag})
+        self.everyday = frozenset(w for w in ordinary if w.isalpha())
         self.content = sorted({w for w in spelt | described if w not in _STOP})
 
     def _index_descriptions(self) -> None:
@@ -203,7 +207,12 @@ def tokenise(text: str, index: Words) -> list[Token]:
         if chunk[-1:] in ".;!?:" and len(bare) > 2:
             clause += 1
     raw = _joined(raw, index)
-    tokens = [Token(word, _options(word, index), clause) for word, clause in raw]
+    written = re.findall(r"[^\W_]+", text[:MAX_CHARS])
+    shouted = sum(w.isupper() for w in written) > 0.5 * len(written) and len(written) > 2
+    spelt: dict[str, set[str]] = {}
+    for one in () if shouted else written:
+        spelt.setdefault(fold(one), set()).add(one)
+    tokens = [Token(word, _options(word, index), clause, spellings=frozenset(spelt.get(word, ()))) for word, clause in raw]
     return _with_sides(tokens, index.vocabulary)
 
 
@@ -269,7 +278,7 @@ def _with_sides(tokens: Sequence[Token], vocabulary: Vocabulary) -> list[Token]:
             side = None
         if side in ("left", "right") and _of_the_picture(tokens, number):
             side = "right" if side == "left" else "left"
-        out.append(Token(token.raw, token.options, token.clause, side))
+        out.append(replace(token, side=side))
     return out
 
 
@@ -366,6 +375,8 @@ def _placed(
             continue
         quality = math.prod(max(0.2, 1 - 1.5 * paid / max(3, len(word))) for _, paid, word in chosen) * 0.85 ** len(between)
         senses = tuple(s for s in index.senses[bag] if s.kind != "abbreviation" or all(paid == 0 for _, paid, _ in chosen))
+        if len(bag) == 1 and bag[0] in index.everyday and len(tokens) > 2:  # "put a mask on it": ON and PUT only where so written
+            senses = tuple(s for s in senses if s.kind != "abbreviation" or s.text in tokens[low].spellings)
         if senses:
             specific = sum(index.weight[root] for root in bag)
             score = quality * (0.6 + 0.4 * min(2.0, specific)) * _factor(senses)
