@@ -109,13 +109,15 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
     from seerseg.errors import RequestError
     from seerseg.evolution.arena import StoreArena
     from seerseg.evolution.loop import EvolveSettings, SeerLoop
-    from seerseg.model import Model, ModelSpec, read_spec
+    from seerseg.model import DEFAULT_PROTOCOL, Model, ModelSpec, read_spec
     from seerseg.paths import preprocessed_folder, raw_folder, resolve_dataset
     from seerseg.planning import load_plans
+    from seerseg.protocols import load_protocol
     from seerseg.protocols.base import ABSENT
     from seerseg.reasoners import load_reasoner
     from seerseg.skills.fence import Fence
     from seerseg.skills.store import BankFolder
+    from seerseg.training.settings import views_of
     from seerseg.vocabulary import Vocabulary
 
     raw, stored = raw_folder(given["raw_folder"]), preprocessed_folder(given["preprocessed_folder"])
@@ -130,7 +132,7 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
         read_spec(Path(given["model_folder"]))
         if given["model_folder"]
         else ModelSpec(
-            views=plans.view_spec(),
+            views=views_of(plans, load_protocol(given["protocol"] or DEFAULT_PROTOCOL)),
             targets=tuple(dataset.canonical(label) for label in dataset.labels),
             closed=True,
             descriptions=dataset.descriptions or None,
