@@ -161,7 +161,7 @@ class TestEdits:
     def test_a_click_changes_its_surroundings_alone(self) -> None:
         before, drawn = self.masks()
         out = refining.edited(before, drawn, (Point((10, 20, 22)),), self.SPACING)
-        assert out[10, 20, 20:30].all()
+        assert out[10, 20, 20:28].all()
         assert not out[:, 40:].any()  # drawn there, but far from the click
         assert not out[:, :, 40:].any()
 

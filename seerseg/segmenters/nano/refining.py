@@ -37,9 +37,8 @@ ZOOM = 2.5
 TRUST_CT, TRUST_OTHER = 1.0, 0.5
 """How far the scan's own intensities are believed near the boundary; see `inference.paint`."""
 EDIT_MM = 30.0
-BALL = 1.3
-REACH, REACH_MORE = 2.0, 2.0
-"""Of a click's distance from the edge of the mask before: what it changes always, and within which (and REACH_MORE voxels) it may."""
+BALL, REACH = 1.3, 2.0
+"""Of a click's distance from the edge of the mask before: within the first it changes the mask always, within the second it may."""
 HELD = 4
 RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
@@ -163,7 +162,7 @@ def edited(before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tup
         if bool(before[at]) is point.positive:
             continue
         radius = _to_the_edge(before, at, spacing_mm)
-        reach = REACH * radius + REACH_MORE * max(spacing_mm)
+        reach = REACH * radius
         window = tuple(slice(max(0, v - int(reach / s) - 1), v + int(reach / s) + 2) for v, s in zip(at, spacing_mm, strict=True))
         axes = np.ogrid[tuple(slice(span.start, min(span.stop, n)) for span, n in zip(window, before.shape, strict=True))]
         away = np.sqrt(sum(((a - v) * s) ** 2 for a, v, s in zip(axes, at, spacing_mm, strict=True)))
