@@ -106,7 +106,15 @@ class TraceRow:
             None if target is None else (target,) if isinstance(target, str) else tuple(target),
             said["style"],
             said["language_split"],
-            Trace(said["evidence"], said["rationale"], said["answer"], line.get("skill"), slices, turns, None if brief is None else (brief[0], brief[1])),
+            Trace(
+                said["evidence"],
+                said["rationale"],
+                said["answer"],
+                line.get("skill"),
+                slices,
+                turns,
+                None if brief is None else (brief[0], brief[1]),
+            ),
             line.get("source", {}),
         )
 
