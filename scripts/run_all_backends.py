@@ -7,8 +7,9 @@ and what is said does.
     python scripts/run_all_backends.py OUT [--chest IMAGE LABELS] [--tumour IMAGE LABELS [FURTHER_CHANNEL]]
 
 Without scans: the CT chest of slicerio (seerseg_sample ct_chest) and, where the development scans lie beside the project, the glioma.
-nnunet needs the package nnunetv2, totalsegmentator its own; where they are not installed they are left out, and that is said. The tiny
-folders are those of the tests. Masks, records and pictures (<case>.png) lie in OUT/<scan>/<backend>; the table in OUT/table.md.
+nnunet needs the package nnunetv2, totalsegmentator and voxtell their own; where they are not installed they are left out, and that is
+said. The tiny folders are those of the tests. Masks, records and pictures (<case>.png) lie in OUT/<scan>/<backend>, the table in
+OUT/table.md.
 """
 
 from __future__ import annotations
@@ -110,6 +111,13 @@ def backends(weights: Path, scan: Scan) -> Iterator[Backend]:
     for kind, make in (("medsam2", sam2_model), ("sam", sam_model)):
         folder = weights / f"{kind}-tiny-random".replace("medsam2", "sam2")
         yield Backend(kind, f"{kind}:{folder if folder.is_dir() else save(make(), folder)}", boxes=True)
+    if importlib.util.find_spec("voxtell") is None:
+        print("voxtell is left out: its package is not installed")
+    else:
+        import tiny_voxtell
+
+        place = weights / "voxtell"
+        yield Backend("voxtell", f"voxtell:{place if place.is_dir() else tiny_voxtell.folder(place)}", words=tiny_voxtell.LABELS[:2])
     if importlib.util.find_spec("nnunetv2") is None:
         print("nnunet is left out: the package nnunetv2 is not installed")
         return
@@ -180,7 +188,7 @@ def run(out: Path, scan: Scan, backend: Backend) -> dict[str, Any]:
         "--overwrite",
         "--overlay",
     ]
-    arguments += ["--per_request", "-device", "cpu"]
+    arguments += ["--per_request", "-device", "cpu", "--accept_license"]
     if backend.boxes:
         replies = out / "cases" / f"{scan.name}_replies.json"
         replies.write_text(json.dumps({"*": true_reply(scan)}))
