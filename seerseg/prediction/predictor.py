@@ -66,7 +66,6 @@ class Predictor:
     two and `protocol` replace parts. With nothing given the shipped defaults. device "auto" is the first GPU, if there is one.
     accept_license: the licence of the segmenter's weights was read and allows this use; it stands in every record of the run.
     second_reading: ask once more where mask and answer disagree (a protocol that checks them, such as seerseg), keep what fits better.
-    accept_license: the licence of the segmenter's weights was read and allows this use; it stands in every record of the run.
     """
 
     def __init__(
@@ -125,8 +124,6 @@ class Predictor:
     def identity(self) -> dict[str, Any]:
         """Everything of the model that shapes a mask, for resume and records."""
         plain = {**self.model.describe(), "seed": self.seed}
-        if self.model.accept_license and self.model.segmenter.card.weights_licence:
-            plain["licence_accepted"] = self.model.segmenter.card.weights_licence
         if self.second_reading:
             plain["second_reading"] = True
         if self.model.accept_license and self.model.segmenter.card.weights_licence:
