@@ -21,12 +21,13 @@ _ENVIRONMENT = (
     ("MPLCONFIGDIR", "/tmp/cache/matplotlib"),
 )
 BASE = "python:3.11-slim-bookworm"
-TORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+TORCH_INDEX = "none"
+"""Build argument: the address of the wheels of one build of torch, as PyTorch's install page names it; "none": pip's own choice."""
 
 _INSTALL = """\
 set -eu
-if [ "$VARIANT" = cpu ]; then
-    python -m pip install --no-cache-dir --no-deps --index-url "$TORCH_CPU_INDEX" "$(grep '^torch==' /opt/requirements.txt)"
+if [ "$TORCH_INDEX" != none ]; then
+    python -m pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" "$(grep '^torch==' /opt/requirements.txt)"
 fi
 python -m pip install --no-cache-dir -r /opt/requirements.txt
 python -m pip check
@@ -45,16 +46,16 @@ def dockerfile() -> str:
     environment = " \\\n    ".join(f"{name}={value}" for name, value in _ENVIRONMENT)
     return f"""\
 {MARK}
-#   docker build --tag team .                              CPU
-#   docker build --tag team --build-arg VARIANT=cuda .     an NVIDIA GPU
+#   docker build --tag team .
+#   docker build --tag team --build-arg TORCH_INDEX=ADDRESS .     another build of torch (CPU alone, a CUDA version): PyTorch's
+#                                                                 install page names the address
 # CONVENTION=npz answers /workspace/inputs into /workspace/outputs (CVPR 2025), grand_challenge answers /input into /output.
 # From a checkout: docker build --tag team --build-arg RECIPE=containers --file containers/Dockerfile .
 ARG BASE={BASE}
 FROM ${{BASE}}
-ARG VARIANT=cpu
 ARG CONVENTION=npz
 ARG RECIPE=.
-ARG TORCH_CPU_INDEX={TORCH_CPU_INDEX}
+ARG TORCH_INDEX={TORCH_INDEX}
 ENV {environment}
 WORKDIR /workspace
 COPY ${{RECIPE}}/requirements.txt ${{RECIPE}}/packages.txt /opt/
@@ -80,15 +81,14 @@ From: {{{{ BASE }}}}
 
 %arguments
     BASE={BASE}
-    VARIANT=cpu
     CONVENTION=npz
     RECIPE=.
-    TORCH_CPU_INDEX={TORCH_CPU_INDEX}
+    TORCH_INDEX={TORCH_INDEX}
 
 %help
     {MARK.removeprefix("# ")}
     apptainer build seerseg.sif seerseg.def
-    apptainer build --build-arg VARIANT=cuda seerseg.sif seerseg.def       then run it with --nv
+    apptainer build --build-arg TORCH_INDEX=ADDRESS seerseg.sif seerseg.def     another build of torch; with CUDA run it with --nv
     apptainer run --containall --net --network none --bind IN:/workspace/inputs:ro,OUT:/workspace/outputs seerseg.sif
     From a checkout: apptainer build --build-arg RECIPE=containers seerseg.sif containers/seerseg.def
 
@@ -104,8 +104,7 @@ From: {{{{ BASE }}}}
 {environment}
 
 %post
-    VARIANT={{{{ VARIANT }}}}
-    TORCH_CPU_INDEX={{{{ TORCH_CPU_INDEX }}}}
+    TORCH_INDEX={{{{ TORCH_INDEX }}}}
 {_indented(_INSTALL)}
 {_indented(_SETTLE)}
 
