@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ORDER = (
-    "errors paths volume vocabulary dataset views planning store prompts segmenters skills protocols reasoners episode metrics "
+    "errors paths quiet volume vocabulary dataset views planning store prompts segmenters skills protocols reasoners episode metrics "
     "consensus rewards model training evolution prediction evaluation report exchange challenge slurm cli"
 ).split()
 HEAVY = (

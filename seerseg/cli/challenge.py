@@ -9,7 +9,17 @@ import click
 
 from seerseg import __version__
 from seerseg.cli.bank import Group
-from seerseg.cli.options import Progress, device_option, folder_options, json_option, licence_option, option, print_json, several
+from seerseg.cli.options import (
+    LateProgress,
+    Progress,
+    device_option,
+    folder_options,
+    json_option,
+    licence_option,
+    option,
+    print_json,
+    several,
+)
 from seerseg.errors import SomeCasesFailedError, UsageError
 
 if TYPE_CHECKING:
@@ -189,20 +199,13 @@ def _answer_one(source: Path, output: Path, answerer: Answerer, job: JobOptions,
     return ChallengeReport(output, (answer,), never_fail=answerer.never_fail, seconds=answer.seconds, model=answerer.identity)
 
 
-class _Shown:
+class _Shown(LateProgress):
     """A bar, or plain lines; reasons at once on stderr; a line for each scan in the log."""
 
     def __init__(self, log: str | None) -> None:
-        self.bar: Progress | None = None
+        super().__init__()
         self.log = Path(log) if log else None
         self.lines: list[str] = []
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(*exc)
 
     def step(self, answer: ScanAnswer, total: int) -> None:
         """One more scan is answered."""
@@ -210,9 +213,7 @@ class _Shown:
 
         from seerseg.paths import write_text
 
-        if self.bar is None:
-            self.bar = Progress(total, "Scans")
-            self.bar.__enter__()
+        self.begin(total, "Scans")
         if answer.status != "done":
             what = "an empty answer was written" if answer.status == "failed" else "answered in part"
             self.bar.note(f"{answer.case}: {what}. {answer.reason}")

@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import click
 
@@ -209,3 +209,30 @@ class Progress:
             self._bar.render_progress()
         else:
             click.echo(line, err=True)
+
+
+class LateProgress:
+    """A `Progress` whose total is known with the first thing that is done: begin(total, label), then `bar`."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    @property
+    def bar(self) -> Progress:
+        """What was begun."""
+        if self._bar is None:
+            raise RuntimeError("begin() comes before the bar is used")
+        return self._bar
+
+    def begin(self, total: int, label: str) -> None:
+        """Show it, the first time."""
+        if self._bar is None:
+            self._bar = Progress(total, label)
+            self._bar.__enter__()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*exc)

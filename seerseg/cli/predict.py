@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from seerseg.cli.options import Progress, command, device_option, folder_options, json_option, licence_option, option, print_json
+from seerseg.cli.options import LateProgress, command, device_option, folder_options, json_option, licence_option, option, print_json
 from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
@@ -227,24 +227,12 @@ def _merge(given: dict[str, Any]) -> None:
     raise click.exceptions.Exit(found.exit_code)
 
 
-class _Shown:
-    """A bar, or plain lines, once the number of cases is known."""
-
-    def __init__(self) -> None:
-        self.bar: Progress | None = None
-
-    def __enter__(self) -> _Shown:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        if self.bar is not None:
-            self.bar.__exit__(*exc)
+class _Shown(LateProgress):
+    """Cases as they are done, with what went wrong."""
 
     def step(self, result: Any, total: int) -> None:
         """One more case is done."""
-        if self.bar is None:
-            self.bar = Progress(total, "Cases")
-            self.bar.__enter__()
+        self.begin(total, "Cases")
         if result.status in ("failed", "partial") and result.error:
             self.bar.note(f"{result.case}: {result.error}")
         if result.fault:

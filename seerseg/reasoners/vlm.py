@@ -17,9 +17,10 @@ from typing import Any
 
 from seerseg.errors import ModelError
 from seerseg.protocols.messages import ImagePart, Message, TextPart, text_message
+from seerseg.quiet import quiet
 from seerseg.reasoners.base import ReasonerCard
 from seerseg.reasoners.decoding import Decoder, Decoding, Draw, Encoded, Line
-from seerseg.reasoners.vlm_loading import Loaded, find, quiet
+from seerseg.reasoners.vlm_loading import Loaded, find
 from seerseg.reasoners.vlm_loading import load as load_model
 
 _MROPE, _PLAIN = "mrope", "plain"

@@ -11,14 +11,14 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from seerseg.errors import MissingExtraError, ModelError, WeightsError
 from seerseg.paths import read_json
+from seerseg.quiet import quiet
 from seerseg.reasoners.torchvision_state import BROKEN_ADVICE, torchvision_state
 
 BASE_FILE = "seerseg_base.json"
@@ -51,22 +51,6 @@ class Loaded:
     source: Source
     identity: str
     licence: str
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """transformers without its advice and progress bars."""
-    from transformers.utils import logging
-
-    before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def find(source: str | Path, *, offline: bool, base: str | Path | None = None) -> Source:

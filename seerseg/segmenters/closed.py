@@ -37,6 +37,14 @@ def switch(value: str) -> bool:
     return folded in _TRUE
 
 
+def window_step(value: str) -> float:
+    """How far a sliding window moves, in windows: above 0 and up to 1; ValueError otherwise."""
+    step = float(value)
+    if not 0 < step <= 1:
+        raise ValueError("write a number above 0 and up to 1")
+    return step
+
+
 def split_source(source: str, readers: Mapping[str, Callable[[str], Any]], what: str) -> tuple[str, dict[str, Any]]:
     """ "FOLDER?name=value&name=value" as the folder and the read values; UsageError for a name or value that `readers` do not take.
 

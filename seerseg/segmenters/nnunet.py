@@ -33,7 +33,7 @@ from seerseg.errors import DatasetError, MissingExtraError, ModelError, Segmente
 from seerseg.paths import read_json
 from seerseg.segmenters.base import ModelCard
 from seerseg.segmenters.checkpoints import OWN_PACKAGES, finite, network_weights, open_checkpoint
-from seerseg.segmenters.closed import ClassNames, ClosedSegmenter, LabelMap, split_source, switch
+from seerseg.segmenters.closed import ClassNames, ClosedSegmenter, LabelMap, split_source, switch, window_step
 from seerseg.vocabulary import LabelDescription
 from seerseg.volume import Volume
 from seerseg.volume.orientation import to_canonical, to_stored
@@ -229,13 +229,6 @@ def _folds(value: str) -> tuple[str, ...]:
     return folds
 
 
-def _step(value: str) -> float:
-    step = float(value)
-    if not 0 < step <= 1:
-        raise ValueError("write a number above 0 and up to 1")
-    return step
-
-
 def _checkpoint(value: str) -> str:
     if not value.endswith(".pth") or Path(value).name != value:
         raise ValueError("write the name of a .pth file, such as checkpoint_best.pth")
@@ -251,7 +244,7 @@ def _oriented(value: str) -> str:
     return code
 
 
-_READERS = {"folds": _folds, "checkpoint": _checkpoint, "tta": switch, "step": _step, "orientation": _oriented}
+_READERS = {"folds": _folds, "checkpoint": _checkpoint, "tta": switch, "step": window_step, "orientation": _oriented}
 
 
 def _read_folder(path: Path, options: NnunetOptions) -> _Folder:

@@ -20,6 +20,7 @@ from typing import Any
 
 from seerseg.errors import ModelError, OutputError, UsageError, WeightsError
 from seerseg.paths import read_json
+from seerseg.quiet import quiet
 
 HUB = "wanglab/MedSAM2"
 LATEST = "MedSAM2_latest.pt"
@@ -220,7 +221,7 @@ def _from_checkpoint(path: Path, config: Path | None, name: str, device: str, dt
     tensors = to_transformers(read_checkpoint(path))
     try:
         settings = medsam2_config() if config is None else Sam2VideoConfig(**_config(config, ("sam2_video", "sam2")))
-        with _quiet():
+        with quiet():
             model = Sam2VideoModel(settings)
         result = model.load_state_dict({key: value.float() for key, value in tensors.items()}, strict=False)
     except (RuntimeError, TypeError, ValueError, KeyError) as fault:
@@ -241,7 +242,7 @@ def load_pretrained(kind: Any, folder: Path, *, name: str, device: str, dtype: s
     if not files:
         raise WeightsError(f"The folder {folder} holds no *.safetensors weights. Convert it with save_pretrained, or copy it again.")
     try:
-        with _quiet():
+        with quiet():
             model, info = kind.from_pretrained(
                 folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
@@ -307,7 +308,7 @@ def convert_checkpoint(source: str | Path, folder: str | Path, *, config: str | 
         raise UsageError(f"{path} is a transformers folder already; there is nothing to convert.")
     loaded = load_sam2(path, device="cpu", dtype=None, offline=offline, config=config)
     try:
-        with _quiet():
+        with quiet():
             loaded.model.save_pretrained(target)
         settings = read_json(target / "config.json", ModelError)
         settings["kind"] = "medsam2_segmenter"
@@ -352,23 +353,3 @@ def _digest(files: list[Path]) -> str:
         with path.open("rb") as file:
             digest.update(path.suffix.encode() + hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()
-
-
-def _quiet() -> Any:
-    from contextlib import contextmanager
-
-    from transformers.utils import logging
-
-    @contextmanager
-    def quiet() -> Any:
-        before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-        try:
-            yield
-        finally:
-            logging.set_verbosity(before)
-            if bars:
-                logging.enable_progress_bar()
-
-    return quiet()

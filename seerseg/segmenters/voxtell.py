@@ -35,7 +35,7 @@ from seerseg.paths import read_json
 from seerseg.prompts import Prompt
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Session, answered, check_licence, refusal
 from seerseg.segmenters.checkpoints import finite, network_weights, open_checkpoint
-from seerseg.segmenters.closed import ClassNames, split_source
+from seerseg.segmenters.closed import ClassNames, split_source, window_step
 from seerseg.vocabulary import Vocabulary
 from seerseg.volume import Volume
 
@@ -117,7 +117,7 @@ def load(
     WeightsError for what is missing or damaged, MissingExtraError without the package, UsageError for options."""
     if dtype not in (None, "auto", "float32"):
         raise UsageError(f"VoxTell keeps its weights in float32 (half precision on a GPU by itself), not in {dtype}; leave the dtype out.")
-    place, given = split_source(str(source or ""), {"bank": str, "encoder": str, "step": _step}, "the segmenter voxtell")
+    place, given = split_source(str(source or ""), {"bank": str, "encoder": str, "step": window_step}, "the segmenter voxtell")
     check_licence("VoxTell's weights", LICENCE, accepted=accept_license)
     options = VoxTellOptions(**given)
     where = place or os.environ.get("VOXTELL_MODEL") or HUB
@@ -377,13 +377,6 @@ def _texts(asked: Mapping[int, tuple[str, ...]]) -> Iterator[str]:
 
 
 # ------------------------------------------------------------------------------------------------------------- options and folders
-
-
-def _step(value: str) -> float:
-    step = float(value)
-    if not 0 < step <= 1:
-        raise ValueError("write a number above 0 and up to 1")
-    return step
 
 
 def _device(name: str) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seerseg.errors import ModelError, SegmenterError, WeightsError
+from seerseg.quiet import quiet
 from seerseg.segmenters.checkpoints import OWN_PACKAGES
 
 CONFIGURATION = "3d_fullres"
@@ -183,15 +184,12 @@ class TextEncoder:
             )
         return found
 
+    @quiet()
     def _load(self) -> None:
         import torch
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        before, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
         kind = torch.bfloat16 if self.device.startswith("cuda") else torch.float32
         try:
             self._tokenizer = AutoTokenizer.from_pretrained(
@@ -209,10 +207,6 @@ class TextEncoder:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError) as fault:
             said = " ".join(str(fault).split())[:250]
             raise WeightsError(f"The text encoder in {self.folder} cannot be loaded: {said}") from fault
-        finally:
-            logging.set_verbosity(before)
-            if bars:
-                logging.enable_progress_bar()
         wrong = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
         wrong += sorted(key for key in info["unexpected_keys"] if not str(key).startswith("lm_head"))
         if wrong:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from seerseg.errors import ModelError, OutputError
 from seerseg.paths import safe_name, write_atomically
+from seerseg.quiet import quiet
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts -> (n, d) float32, any length; for the bank's phrases and for requests alike. One with an `identity` is kept track of."""
@@ -39,20 +40,15 @@ class SentenceEncoder:
             )
         from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
-        bars = logging.is_progress_bar_enabled()
-        logging.disable_progress_bar()
         given: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **given)
-            self._model = AutoModel.from_pretrained(str(folder), use_safetensors=True, **given).eval().to(device)
+            with quiet():
+                self._tokenizer = AutoTokenizer.from_pretrained(str(folder), **given)
+                self._model = AutoModel.from_pretrained(str(folder), use_safetensors=True, **given).eval().to(device)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, struct.error, SafetensorError) as error:
             reason = " ".join(str(error).split())[:300]
             raise ModelError(f"{folder} cannot be loaded as a sentence encoder: {reason}") from error
-        finally:
-            if bars:
-                logging.enable_progress_bar()
         self._first = _takes_first(folder)
         self.identity = f"{safe_name(folder.resolve().name, 40)}-{_digest(folder)}"
 

@@ -21,9 +21,10 @@ import numpy as np
 from transformers import TrainerCallback
 
 from seerseg.errors import NothingToDoError, UsageError
+from seerseg.quiet import quiet
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
-from seerseg.reasoners.vlm_loading import Loaded, Source, quiet
+from seerseg.reasoners.vlm_loading import Loaded, Source
 from seerseg.rewards import RewardConfig, preset
 from seerseg.segmenters.base import Segmenter
 from seerseg.segmenters.cache import CachedSegmenter

@@ -15,9 +15,10 @@ from typing import Any, Literal
 from transformers import TrainerCallback
 
 from seerseg.errors import MissingExtraError, ModelError
+from seerseg.quiet import quiet
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
-from seerseg.reasoners.vlm_loading import Loaded, Source, quiet
+from seerseg.reasoners.vlm_loading import Loaded, Source
 from seerseg.segmenters.base import Segmenter
 from seerseg.training.callbacks import Metrics, Outside, PartTimer, Survival, barrier, in_words
 from seerseg.training.data import Cases, Collator, Ground, Samples, evenly, schedule, validate, validation_sets

@@ -22,9 +22,9 @@ from typing import Any, Protocol
 from seerseg.dataset import check_text
 from seerseg.errors import MissingExtraError, ModelError, RequestError, UsageError
 from seerseg.protocols.base import ABSENT
+from seerseg.quiet import quiet
 from seerseg.reasoners.lexicon import LexiconReasoner
 from seerseg.reasoners.reading import Words, negated_positions, tokenise
-from seerseg.reasoners.vlm_loading import quiet
 from seerseg.vocabulary import Vocabulary, words
 from seerseg_data.requests.generate import Made, Report
 
