@@ -958,23 +958,24 @@ def train(args: argparse.Namespace) -> None:
                 + " ".join(f"{k} {np.mean(v[-60:]):.3f} ({seconds[k] / max(1, len(v)):.2f} s)" for k, v in running.items() if v)
             )
         if time.time() - checked > args.validate_minutes * 60 or (share > 0.999 and time.time() - checked > 30):
-            scores = validation.run(network, average)
-            say(f"validation {scores['score']:.4f} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items() if k != "score"))
-            if scores["score"] > best:
-                best = scores["score"]
-                _save(
-                    out / "best.pt",
-                    {"network": average, "config": network.config.to_json(), "step": step, "spent": spent, "scores": scores},
-                )
+            best = _validated(validation, network, average, out, best, say, step=step, spent=spent)
             checked = time.time()
         if time.time() - saved > 180:
             _save(out / "last.pt", _state(network, naming, optimizer, average, step, spent, best))
             saved = time.time()
+    best = _validated(validation, network, average, out, best, say, step=step, spent=spent)
+    _save(out / "last.pt", _state(network, naming, optimizer, average, step, spent, best))
+
+
+def _validated(
+    validation: Validation, network: NanoNetwork, average: dict[str, Any], out: Path, best: float, say: Any, *, step: int, spent: float
+) -> float:
+    """Mark the averaged weights and keep them as best.pt where they are the best so far; the best score."""
     scores = validation.run(network, average)
-    say(f"end {scores['score']:.4f} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items() if k != "score"))
+    say(f"step {step} validation {scores['score']:.4f} " + " ".join(f"{k} {v:.3f}" for k, v in scores.items() if k != "score"))
     if scores["score"] > best:
         _save(out / "best.pt", {"network": average, "config": network.config.to_json(), "step": step, "spent": spent, "scores": scores})
-    _save(out / "last.pt", _state(network, naming, optimizer, average, step, spent, max(best, scores["score"])))
+    return max(best, scores["score"])
 
 
 def _optimizer(network: NanoNetwork, naming: nn.Linear, rate: float) -> torch.optim.Optimizer:
