@@ -199,8 +199,9 @@ def _pass_on(job: Job) -> str:
 
 
 def _lost(job: Job) -> str:
-    """Codes, with the marks of signals behind them, that stand for 75: bash's -1 and 127; 1 of torchrun, whatever its processes say."""
-    return "-* | 1271*" + (" | 11 | 111" if job.processes > 1 and job.site.launcher != "srun" else "")
+    """Codes, with the marks of signals behind them, that stand for 75: bash's -1 and 127; 143, as Slurm tells TERM to the work as well, and
+    the second of two can meet a program that is about to leave; 1 of torchrun, whatever its processes say."""
+    return "-* | 1271* | 1431*" + (" | 11 | 111" if job.processes > 1 and job.site.launcher != "srun" else "")
 
 
 def _watched(path: str) -> str:
