@@ -236,9 +236,7 @@ def test_a_job_that_is_being_cancelled_while_the_work_ends_by_itself(tmp_path: P
     assert (tmp_path / "scontrol.log").read_text() == "requeue 70_3\n"
 
 
-@pytest.mark.parametrize(
-    "leaves", ["exit 75", "trap - TERM; kill -TERM $$"], ids=["in order", "told twice, as Slurm and the script tell it"]
-)
+@pytest.mark.parametrize("leaves", ["exit 75", "trap - TERM; kill -TERM $$"], ids=["in order", "told twice"])
 def test_a_cancelled_job_is_not_asked_for_again(tmp_path: Path, leaves: str) -> None:
     program(tmp_path / "bin", f"trap '{leaves}' TERM\ntouch up\nwhile :; do sleep 0.05; done\n")
     process = start(tmp_path, job(tmp_path))
