@@ -29,7 +29,8 @@ from protocol_contract import (
 
 from seerseg.errors import DatasetError
 from seerseg.protocols import BUILT_IN, load_protocol
-from seerseg.protocols.base import Trace
+from seerseg.protocols.base import Answer, Trace
+from seerseg.reasoners.vlm_loading import SHIPPED
 from seerseg.views import PLANES, ViewSpec, render, render_slice
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -46,6 +47,24 @@ spatial = pytest.mark.parametrize("name", SPATIAL)
 def test_openings(name: str) -> None:
     for views in (PLAIN, FLAT) if name != "medsam-agent" else (VIEWS, PLAIN, FLAT):
         check_opening(PROTOCOLS[name], views)
+
+
+@every
+def test_what_nanos_tokeniser_writes_is_read(name: str) -> None:
+    """It begins every word with a blank, also within the quotes of JSON."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(SHIPPED["nano"] / "tokenizer.json"))
+    mask = np.zeros(VIEWS.grid.shape_zyx, bool)
+    mask[2:5, 3:7, 1:4] = True
+    for trace in (trace_of(mask, 0), Trace("e", "r", "absent")):
+        for reply in PROTOCOLS[name].targets(trace, VIEWS):
+            written = tokenizer.decode(tokenizer.encode(reply).ids)
+            said, read = PROTOCOLS[name].read(reply, VIEWS), PROTOCOLS[name].read(written, VIEWS)
+            assert isinstance(read, Answer), (written, read)
+            assert isinstance(said, Answer)
+            assert (repr(read.prompt), read.target, read.absent, read.done) == (repr(said.prompt), said.target, said.absent, said.done)
+            assert PROTOCOLS[name].wellformed(written) == 1.0
 
 
 @spatial

@@ -40,6 +40,7 @@ from seerseg.training.data import (
     validation_sets,
 )
 from seerseg.training.settings import plans_for
+from seerseg.training.tuning import goes_on
 from seerseg.volume import encode_runs
 
 SMALL = {"views.count": 2, "views.size_px": 64}
@@ -165,7 +166,8 @@ def test_the_prompt_is_token_for_token_what_prediction_sends(ground: Ground, rea
             model.reply([dialogue.messages])
         finally:
             hook.remove()
-        prompt, reply = collator.encode(number)
+        prompt, reply, earlier = collator.encode(number)
+        assert not earlier
         assert fed[: len(prompt.ids)] == prompt.ids
         assert model.text(reply) == sample.replies[0]
         batch = collator([{"sample": number}])
@@ -234,6 +236,38 @@ def test_several_turns_are_several_rows_with_the_mask_shown_back(toy: tc.Toy, gr
     assert green > 0, "the mask of the turn before is shown"
     batch = Collator(reasoner("qwen3"), agent, samples)([{"sample": 0}, {"sample": 2}])
     assert len(batch["image_grid_thw"]) == len(last[1].images) + sum(len(m.images) for m in last)
+
+
+def test_a_whole_dialogue_is_one_row_with_the_loss_of_its_turns(toy: tc.Toy, ground: Ground, reasoner: Any, tmp_path: Path) -> None:
+    row = spatial_trace(toy, ground, ground.fold.train[0])
+    write_traces(tmp_path / "t.jsonl", {"dataset": tc.NAME}, [row])
+    agent = ground_of(toy, "medsam-agent", traces=tmp_path / "t.jsonl")
+    model = reasoner("qwen3")
+    assert model.goes_on
+    (whole,) = read_samples(agent, whole=True).train
+    assert whole.turn is None
+    turns = read_samples(agent).train
+
+    def losses(samples: Any, *numbers: int) -> tuple[list[int], float]:
+        batch = Collator(model, agent, samples)([{"sample": n} for n in numbers])
+        with torch.inference_mode():
+            logits = model.model(**{k: v for k, v in batch.items() if k != "labels"}).logits[:, :-1]
+        learnt = batch["labels"][:, 1:]
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), learnt, reduction="sum", ignore_index=IGNORED)
+        return learnt[learnt != IGNORED].tolist(), float(loss)
+
+    rows = [losses(turns, n) for n in range(3)]
+    found, loss = losses([whole], 0)
+    assert found == [token for tokens, _ in rows for token in tokens]
+    assert loss == pytest.approx(sum(part for _, part in rows), rel=1e-5)
+    apart = losses([whole, turns[0]], 0, 1)
+    assert apart[1] == pytest.approx(loss + rows[0][1], rel=1e-5), "padded beside a shorter one"
+
+
+def test_who_goes_on_from_tokens(toy: tc.Toy, reasoner: Any) -> None:
+    for kind, expected in (("qwen3", True), ("idefics3", False), ("gemma3", False)):
+        assert reasoner(kind).goes_on is expected
+        assert goes_on(find(toy.root / f"tiny_{kind}", offline=True)) is expected
 
 
 def test_images_of_other_sizes_join() -> None:

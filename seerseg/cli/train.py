@@ -177,8 +177,9 @@ class _Job:
             self.lessons = replace(self.lessons, numbered=True)
         if stage == "sft":
             from seerseg.training.data import read_samples
+            from seerseg.training.tuning import goes_on
 
-            return read_samples(self.ground, self.lessons)
+            return read_samples(self.ground, self.lessons, whole=self.ground.protocol.max_turns > 1 and goes_on(self.source))
         from seerseg.training.grpo import training_sets
 
         return training_sets(self.ground)

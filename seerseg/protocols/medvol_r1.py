@@ -110,7 +110,7 @@ class MedVolR1Protocol:
         said = first_between(reply, "answer")
         entries = None if said is None else _entries(said)
         scores = [float(only_think_and_answer(reply)), float(bool((first_between(reply, "think") or "").strip())), 0.0, 0.0]
-        if entries is not None and (entries or (said or "").strip() == "[]"):
+        if entries is not None and (entries or parse_json(said or "") == []):
             scores[2] = 1.0
             first = entries[0] if entries and isinstance(entries[0], dict) else {}
             boxes = first.get("bbox_2d_list")

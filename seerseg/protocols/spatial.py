@@ -186,21 +186,31 @@ def only_think_and_answer(reply: str) -> bool:
 
 def parse_json(text: str, *, single_quotes: bool = False, whole: bool = False) -> Any:
     """The JSON of a text, or else, unless `whole`, the first JSON list or object in it; NOTHING when there is none.
-    single_quotes: ' may stand for "."""
+    single_quotes: ' may stand for ". Blanks at the ends of names and words do not count (`trimmed`)."""
     tries = [text.strip()]
     if single_quotes:
         tries.append(tries[0].replace("'", '"'))
     for one in tries:
         try:
-            return json.loads(one)
+            return trimmed(json.loads(one))
         except (ValueError, RecursionError):
             start = None if whole else _STARTS.search(one)
         if start is not None:
             try:
-                return json.JSONDecoder().raw_decode(one, start.start())[0]
+                return trimmed(json.JSONDecoder().raw_decode(one, start.start())[0])
             except (ValueError, RecursionError):
                 continue
     return NOTHING
+
+
+def trimmed(value: Any) -> Any:
+    """JSON with blanks at the ends of names and words taken off: tokenisers that begin every word with a blank, as nano's does, write
+    {" name ": " add_point "}."""
+    if isinstance(value, dict):
+        return {key.strip(): trimmed(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [trimmed(item) for item in value]
+    return value.strip() if isinstance(value, str) else value
 
 
 # ------------------------------------------------------------------------------------------------------- what is shown

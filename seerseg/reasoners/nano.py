@@ -31,7 +31,7 @@ SHIPPED = SHIPPED_MODELS["nano"]
 LICENCE = "CC-BY-SA-4.0"
 MARGIN = 1.0
 """Nats by which a reply with a listed name may be less likely than the one with another name; set on validation language."""
-_MAX_NEW_TOKENS = 96  # its longest replies have about half of that
+_MAX_NEW_TOKENS = 192  # replies of names have at most 50; those with boxes, which it can be taught, up to 150
 _MAX_BATCH = 48
 _TARGETS = re.compile(r"<targets>(.*?)</targets>", re.DOTALL)
 _REPLY = re.compile(r"<evidence>(.*?)</evidence><rationale>(.*?)</rationale><answer>(.*?)</answer>", re.DOTALL)

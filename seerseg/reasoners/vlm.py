@@ -108,6 +108,13 @@ class VlmReasoner:
         for all dialogues that begin alike; filled in."""
         return self._encoded(self._prompt(dialogue), known)
 
+    @cached_property
+    def goes_on(self) -> bool:
+        """Whether a dialogue can be extended from its tokens, images included (`extend`)."""
+        asked = [text_message("user", "a"), text_message("assistant", "b")]
+        kept = self.chat([*asked, text_message("user", "c")]).startswith(self.chat(asked[:1]) + "b")
+        return kept and _SHARING.get(self.model.config.model_type) == _MROPE
+
     def extend(self, before: Encoded, reply: Sequence[int], message: Message) -> Encoded:
         """An encoded dialogue after a reply and a further message, the tokens of both kept as they were: writing a reply out and reading
         it in again could give other tokens. ModelError where a template writes earlier turns anew, or images cannot be added."""

@@ -14,6 +14,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from seerseg.protocols.spatial import trimmed
+
 Box = tuple[float, float, float, float]
 Point = tuple[float, float]
 _TINY = 1e-5  # MedReasoner's guard against division by zero
@@ -250,7 +252,7 @@ def agent_quality(ious: Sequence[float], final_dice: float, *, running: bool = F
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text.strip())
+        return trimmed(json.loads(text.strip()))
     except (ValueError, RecursionError):
         return None
 

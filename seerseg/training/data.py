@@ -1,7 +1,8 @@
 """From traces to training samples: which cases and words may enter, what the reasoner is shown, and the tensors of a batch.
 
-A sample is one turn: everything said before it is the prompt, exactly as prediction would send it, and the loss is taken on the
-reply alone. Slices are read from the store when a batch needs them; whole volumes are decoded only to draw validation answers.
+A sample is one dialogue: everything is as prediction would send it, token for token, and the loss is taken on the replies alone. Where a
+model's chat template writes earlier turns anew, or it cannot be shown further images, every turn is a sample of its own. Slices are read
+from the store when a batch needs them; whole volumes are decoded only to draw validation answers.
 """
 
 from __future__ import annotations
@@ -67,17 +68,17 @@ class Ground:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One turn of one trace. replies: of all turns of the trace, of which `turn` is the one to learn; skills: what it is shown."""
+    """One trace to learn. replies: of all its turns; turn: the one to learn, None for all in one; skills: what it is shown."""
 
     row: TraceRow
     replies: tuple[str, ...]
-    turn: int = 0
+    turn: int | None = 0
     skills: tuple[Skill, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Turns to learn and turns to validate on; left_out: why traces were passed over -> how many; dealt: kind of skills shown (see
+    """What to learn and what to validate on; left_out: why traces were passed over -> how many; dealt: kind of skills shown (see
     `lessons`) -> training traces, empty without a bank; bank: what validation requests are answered with."""
 
     train: tuple[Sample, ...]
@@ -187,11 +188,12 @@ def _rows(path: Path, dataset: RawDataset) -> tuple[TraceRow, ...]:
     return tuple(rows)
 
 
-def read_samples(ground: Ground, lessons: Lessons | None = None) -> Samples:
+def read_samples(ground: Ground, lessons: Lessons | None = None, *, whole: bool = False) -> Samples:
     """The samples of a fold: training cases in training language, validation cases in validation language.
 
-    lessons: has a share of them shown skills of a bank. Where no request of the validation cases is of the validation language, their
-    training language is taken. DatasetError when there are no traces, NothingToDoError when they leave nothing to train on.
+    lessons: has a share of them shown skills of a bank; whole: a dialogue is one sample, not one a turn. Where no request of the
+    validation cases is of the validation language, their training language is taken. DatasetError when there are no traces,
+    NothingToDoError when they leave nothing to train on.
     """
     path, rows = ground.traces, ground.rows
     if rows is None:
@@ -202,8 +204,8 @@ def read_samples(ground: Ground, lessons: Lessons | None = None) -> Samples:
     of_val = [r for r in of_val if r.language_split == VAL] or [r for r in of_val if r.language_split in (TRAIN, "")]
     left_out: dict[str, int] = {}
     dealt: Counter[str] = Counter()
-    train = tuple(_turns(ground, of_train, stored, left_out, lessons, dealt))
-    val = tuple(_turns(ground, of_val, stored, left_out, lessons, Counter()))
+    train = tuple(_turns(ground, of_train, stored, left_out, lessons, dealt, whole=whole))
+    val = tuple(_turns(ground, of_val, stored, left_out, lessons, Counter(), whole=whole))
     if not train:
         why = "; ".join(f"{count} times: {reason}" for reason, count in left_out.items()) or (
             f"of its {len(rows)} traces none is of the {len(ground.fold.train)} training cases of fold {ground.number} in training language"
@@ -219,6 +221,8 @@ def _turns(
     left_out: dict[str, int],
     lessons: Lessons | None,
     dealt: Counter[str],
+    *,
+    whole: bool,
 ) -> Iterator[Sample]:
     blank: dict[str, CaseViews] = {}
     modality: dict[str, str | None] = {}
@@ -239,7 +243,8 @@ def _turns(
         except DatasetError as error:
             left_out[str(error)] = left_out.get(str(error), 0) + 1
             continue
-        yield from (Sample(row, replies, turn, skills) for turn in range(len(replies)))
+        turns: Sequence[int | None] = (None,) if whole and len(replies) > 1 else range(len(replies))
+        yield from (Sample(row, replies, turn, skills) for turn in turns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,10 +261,11 @@ class _Blank:
 
 
 def dialogue_of(sample: Sample, ground: Ground, views: CaseViews) -> list[Message]:
-    """All messages before the reply to learn, as an episode that went as the trace did would have them."""
+    """All messages before the reply to learn (the last one of a whole dialogue), as an episode that went as the trace did would have
+    them."""
     protocol, trace = ground.protocol, sample.row.trace
     messages = protocol.opening(views, sample.row.text, sample.skills, ground.targets.names)
-    for turn in range(sample.turn):
+    for turn in range(len(sample.replies) - 1 if sample.turn is None else sample.turn):
         messages.append(text_message("assistant", sample.replies[turn]))
         drawn = trace.turns[turn].mask if turn < len(trace.turns) else ""
         mask = Mask(decode_runs(drawn, views.grid.shape_zyx), views.grid, trace.answer) if drawn else None
@@ -285,43 +291,54 @@ def evenly(items: Sequence[Value], count: int) -> list[Value]:
 
 
 class Collator:
-    """Sample numbers -> the tensors of a batch, padded on the right: input_ids, attention_mask, labels (IGNORED but for the reply), what
-    the processor says of each token, image tensors."""
+    """Sample numbers -> the tensors of a batch, padded on the right: input_ids, attention_mask, labels (IGNORED but for replies to learn),
+    what the processor says of each token, image tensors."""
 
     def __init__(self, reasoner: VlmReasoner, ground: Ground, samples: Sequence[Sample], cache_bytes: int = 1 << 28) -> None:
         self.reasoner, self.ground, self.samples = reasoner, ground, samples
         self.cases = Cases(ground, cache_bytes // 4)
         self._known: MutableMapping[str, Encoded] = Bounded(cache_bytes // 2, _encoded_bytes)
 
-    def encode(self, number: int) -> tuple[Encoded, list[int]]:
-        """Prompt and reply of one sample."""
+    def encode(self, number: int) -> tuple[Encoded, list[int], list[tuple[int, int]]]:
+        """Of one sample: what comes before its last reply, that reply, and where in the first the replies before it lie that are to be
+        learnt, too (start, end)."""
         sample = self.samples[number]
         dialogue = dialogue_of(sample, self.ground, self.cases.views(sample.row.case))
-        known = self._known if sample.turn == 0 else None
-        return self.reasoner.encode(dialogue, known), self.reasoner.encode_reply(sample.replies[sample.turn])
+        if sample.turn is not None:
+            known = self._known if sample.turn == 0 else None
+            return self.reasoner.encode(dialogue, known), self.reasoner.encode_reply(sample.replies[sample.turn]), []
+        opening = next(place for place, message in enumerate(dialogue) if message.role == "assistant")
+        so_far, earlier = self.reasoner.encode(dialogue[:opening], self._known), list[tuple[int, int]]()
+        for said, shown in zip(sample.replies[:-1], dialogue[opening + 1 :: 2], strict=True):
+            reply = self.reasoner.encode_reply(said)
+            earlier.append((len(so_far.ids), len(so_far.ids) + len(reply)))
+            so_far = self.reasoner.extend(so_far, reply, shown)
+        return so_far, self.reasoner.encode_reply(sample.replies[-1]), earlier
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
         """A batch. examples: {"sample": number}."""
         import torch
 
-        pairs = [self.encode(int(example["sample"])) for example in examples]
-        longest = max(len(prompt.ids) + len(reply) for prompt, reply in pairs)
+        rows = [self.encode(int(example["sample"])) for example in examples]
+        longest = max(len(prompt.ids) + len(reply) for prompt, reply, _ in rows)
         pad = self.reasoner.pad_token_id
-        shape = (len(pairs), longest)
+        shape = (len(rows), longest)
         batch = {
             "input_ids": torch.full(shape, pad),
             "attention_mask": torch.zeros(shape, dtype=torch.long),
             "labels": torch.full(shape, IGNORED),
         }
-        batch |= {name: torch.zeros(shape, dtype=torch.long) for name in pairs[0][0].kinds}
-        for row, (prompt, reply) in enumerate(pairs):
+        batch |= {name: torch.zeros(shape, dtype=torch.long) for name in rows[0][0].kinds}
+        for row, (prompt, reply, earlier) in enumerate(rows):
             start, end = len(prompt.ids), len(prompt.ids) + len(reply)
             batch["input_ids"][row, :end] = torch.tensor(prompt.ids + reply)
             batch["attention_mask"][row, :end] = 1
             batch["labels"][row, start:end] = torch.tensor(reply)
+            for first, last in earlier:
+                batch["labels"][row, first:last] = batch["input_ids"][row, first:last]
             for name, kind in prompt.kinds.items():
                 batch[name][row, :start] = torch.tensor(kind)
-        return batch | join_images([prompt.images for prompt, _ in pairs])
+        return batch | join_images([prompt.images for prompt, _, _ in rows])
 
 
 def join_images(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on traces, top to bottom: TRL's SFTTrainer, one row per turn, loss on the reply alone.
+"""Supervised fine-tuning on traces, top to bottom: TRL's SFTTrainer, one row per dialogue, loss on the replies alone.
 
 TRL does the loss, the optimiser and the distribution (DDP, FSDP, DeepSpeed, as `accelerate launch` or torchrun say). Ours are the
 rows and their tensors (`data`), the order of the data (fixed by the seed alone), what learns (`tuning`), and survival (`callbacks`).
@@ -155,7 +155,7 @@ def check_length(reasoner: VlmReasoner, ground: Ground, samples: Samples, settin
     probe = Collator(reasoner, ground, samples.train, settings.cache_bytes // 4)
     longest = max((sample for sample in range(len(samples.train))), key=lambda n: _characters(samples, n))
     chosen = {longest, *evenly(range(len(samples.train)), 4)}
-    tokens = max(len(prompt.ids) + len(reply) for prompt, reply in (probe.encode(n) for n in sorted(chosen)))
+    tokens = max(len(prompt.ids) + len(reply) for prompt, reply, _ in (probe.encode(n) for n in sorted(chosen)))
     context = int(getattr(reasoner.model.config.get_text_config(), "max_position_embeddings", 0) or 0)
     if context and tokens > context:
         raise ModelError(
@@ -238,7 +238,8 @@ def _tell(found: list[dict[str, float]]) -> list[dict[str, float]]:
 def _characters(samples: Samples, number: int) -> int:
     sample = samples.train[number]
     skills = sum(len(skill.when) + len(skill.what) + 40 for skill in sample.skills)
-    return len(sample.row.text) + skills + sum(map(len, sample.replies[: sample.turn + 1])) + 10_000 * sample.turn
+    turns = len(sample.replies) if sample.turn is None else sample.turn + 1
+    return len(sample.row.text) + skills + sum(map(len, sample.replies[:turns])) + 10_000 * turns
 
 
 def _table(numbers: Sequence[int]) -> Any:

@@ -131,6 +131,20 @@ def shape_of(source: Source) -> Shape:
     )
 
 
+def goes_on(source: Source) -> bool:
+    """Whether dialogues of this reasoner go on from their tokens, so that all turns of one are one sample; no weight is loaded."""
+    from types import SimpleNamespace
+
+    from transformers import AutoConfig
+
+    from seerseg.reasoners.vlm import VlmReasoner
+    from seerseg.reasoners.vlm_loading import load_processor
+
+    config = AutoConfig.from_pretrained(source.folder, local_files_only=True, trust_remote_code=False)
+    processor = load_processor(source.folder)
+    return VlmReasoner(Loaded(SimpleNamespace(config=config), processor, processor.tokenizer, source, "", "")).goes_on
+
+
 def load_trainable(source: Source, settings: TrainSettings) -> Loaded:
     """The reasoner on the CPU, in train mode, with what learns marked so. The trainer moves it.
 
