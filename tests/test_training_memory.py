@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from seerseg.reasoners.vlm_loading import Source
 from seerseg.training.memory import Estimate, adapter_parameters, estimate, fitting
 from seerseg.training.settings import TrainSettings
-from seerseg.training.tuning import VISION, Shape, is_vision, shape_of
+from seerseg.training.tuning import VISION, Shape, is_vision, shape_of, source_of
 from seerseg.views import ViewSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")  # peft and transformers deprecate each other's attributes
@@ -193,6 +193,14 @@ def test_a_4b_model_in_the_sizes_of_gpus() -> None:
     assert four.total < whole.total - 5 * 2**30
     full = estimate(dataclasses.replace(settings, tuning="full"), FOUR_B, spec)
     assert full.total / 2**30 > 60
+
+
+def test_slices_are_counted_in_the_size_that_the_processor_brings_them_to() -> None:
+    """The shipped nano makes every slice 96 x 96 pixels, 9 tokens, whatever the plan draws; its prompts are shorter than planned."""
+    shape = shape_of(source_of("nano"))
+    found = estimate(dataclasses.replace(SETTINGS, max_tokens=2432), shape, ViewSpec(count=8, size_px=448))
+    assert found.image_tokens == 8 * 9
+    assert found.tokens == 2432 - 8 * 196 + 8 * 9
 
 
 def test_passes_are_cut_to_what_a_gpu_holds() -> None:

@@ -25,6 +25,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from seerseg.planning.rules import PIXELS_PER_TOKEN
 from seerseg.training.settings import TrainSettings, fit_to_memory
 from seerseg.views import ViewSpec
 
@@ -58,10 +59,14 @@ class Estimate:
 def estimate(settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: int | None = None, on_gpu: bool | None = None) -> Estimate:
     """What one process needs. tokens: of the longest sample where it is known, else the plan's budget."""
     images = spec.count * (1 + len(spec.also))
-    side = shape.image_px or shape.patch_px * shape.merge * math.ceil(spec.size_px / (shape.patch_px * shape.merge))
+    least, most = shape.image_area_px
+    size = math.isqrt(min(max(spec.size_px**2, least), most))
+    side = shape.image_px or shape.patch_px * shape.merge * math.ceil(size / (shape.patch_px * shape.merge))
     patches = images * (side // shape.patch_px) ** 2
     image_tokens = patches // shape.merge**2
-    length = tokens if tokens is not None else max(settings.max_tokens, image_tokens + settings.max_new_tokens)
+    planned = spec.count * math.ceil(spec.size_px / PIXELS_PER_TOKEN) ** 2  # of the plan's budget, which is for no model in particular
+    budget = max(settings.max_tokens - planned, settings.max_new_tokens) + image_tokens
+    length = tokens if tokens is not None else budget
     gpu = settings.dtype != "float32" if on_gpu is None else on_gpu
     width = BYTES[settings.dtype]
     whole = settings.tuning == "full"

@@ -33,7 +33,8 @@ _TRAINER_FILES = ("trainer_state.json", "checkpoint.json")
 class Shape:
     """Sizes of a reasoner that memory follows from. parameters: of all of it; vision: those of the vision tower and connector; layers to
     vocabulary: of the language model; vision_*: of the vision tower; patch_px: side of a patch; merge: patches per image token along a
-    side; image_px: the size every image is brought to, None where the tower takes any."""
+    side; image_px: the size every image is brought to, None where the tower takes any; image_area_px: what its processor brings an image's
+    number of pixels between."""
 
     parameters: int
     vision: int
@@ -51,6 +52,7 @@ class Shape:
     patch_px: int
     merge: int
     image_px: int | None
+    image_area_px: tuple[int, int] = (0, 1 << 62)
 
 
 def source_of(name: str, *, offline: bool = True) -> Source:
@@ -128,7 +130,19 @@ def shape_of(source: Source) -> Shape:
         patch_px=int(seen.patch_size),
         merge=int(merge),
         image_px=int(fixed) if isinstance(fixed, int) else None,
+        image_area_px=_area(source.folder),
     )
+
+
+def _area(folder: Path) -> tuple[int, int]:
+    """Bounds of Qwen's processors, which are numbers of pixels whatever they are called; others resize to a side and have none."""
+    path = folder / "preprocessor_config.json"
+    said = read_json(path) if path.is_file() else {}
+    size = said.get("size") or {}
+    least, most = size.get("shortest_edge", said.get("min_pixels")), size.get("longest_edge", said.get("max_pixels"))
+    if "Qwen" not in str(said.get("image_processor_type")) or not isinstance(least, int) or not isinstance(most, int):
+        return Shape.image_area_px
+    return least, most
 
 
 def goes_on(source: Source) -> bool:
