@@ -40,11 +40,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "scripts"))
 
+from seerseg.protocols import combined, medreasoner, medsam_agent, medvol_r1  # noqa: E402
 from seerseg.protocols.base import ABSENT  # noqa: E402
 from seerseg.protocols.messages import Message, TextPart  # noqa: E402
 from seerseg.protocols.seer import SYSTEM, SeerProtocol, inert, normalise_name  # noqa: E402
 from seerseg.reasoners.decoding import Decoding  # noqa: E402
 from seerseg.reasoners.vlm import VlmReasoner  # noqa: E402
+from seerseg.reasoners.vlm_loading import SHIPPED as SHIPPED_MODELS  # noqa: E402
 from seerseg.reasoners.vlm_loading import Loaded, Source, load_processor  # noqa: E402
 from seerseg.skills.base import DEFAULT_TAG, TAG_OF_STYLE, Skill  # noqa: E402
 from seerseg.views import CaseViews, PixelMap, View, ViewSpec  # noqa: E402
@@ -70,6 +72,24 @@ JOINS = (
 )  # fmt: skip
 """How decoded tokens become text: spaces around marks, and capitals that the normaliser took away."""
 INSTRUCTION_END = "Name the structure that the request asks for."
+PROMPT_TEXTS = (
+    medvol_r1.SYSTEM, medreasoner.SYSTEM, medreasoner.VOLUME_RULE, medsam_agent.SYSTEM, medsam_agent.VOLUME_RULE, medsam_agent.NEXT,
+    medsam_agent.NO_MASK, combined.SYSTEM, "Give the key slice and the boxes of what the request refers to.",
+    "Ground what the question is about.", "Segment what the request names. What is your first action?",
+    "Name and box the structure that the request asks for.",
+)  # fmt: skip
+"""Fixed texts of the protocols that nano was not trained on; each is one mark, so that a dialogue is short."""
+REPLY_TEXTS = (
+    '<tool_call>{"name": "add_bbox", "arguments": {"view": "axial", "slice": ', ', "bbox_2d": [', "]}}</tool_call>",
+    '<tool_call>{"name": "add_point", "arguments": {"view": "axial", "slice": ', ', "point_2d": [',
+    '], "point_type": "positive"}}</tool_call>', '], "point_type": "negative"}}</tool_call>',
+    '<tool_call>{"name": "stop_action", "arguments": {}}</tool_call>',
+    '<answer>[{"slice": ', ', "bbox_2d_list": [[', "]]}]</answer>", "<answer>[]</answer>",
+    "<answer>{'slice': ", ", 'bbox': [", "], 'points_1': [", "], 'points_2': [", "<answer>{}</answer>",
+    '<answer>{"target": "', *(f'", "side": "{side}", "slice": ' for side in ("none", "left", "right")), ', "boxes": [[', "]]}</answer>",
+    "]}</answer>", '<answer>{"target": "absent"}</answer>',
+)  # fmt: skip
+"""What their replies are made of between names and numbers; each is one mark, which is written out again."""
 PROTOCOL = SeerProtocol()
 HIPPOCAMPUS = ("anterior hippocampus", "posterior hippocampus")
 CT_CHEST = (
@@ -81,22 +101,47 @@ CT_CHEST = (
 # ------------------------------------------------------------------------------------------------------------- tokeniser, model
 
 
-def make_tokeniser(corpus: Sequence[str]) -> Any:
-    """Byte-level BPE without case, accents and spaces: every word begins with the same mark wherever it stands, so that a name in the
-    list and the same name in the answer are the same tokens. Fixed sentences of the grammar are one token each."""
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
+def mark_fixed_texts(raw: Any) -> None:
+    """Have a tokeniser read each fixed text as one mark (a character of the private use area) and write those of replies out again."""
+    from tokenizers import decoders, normalizers
 
-    raw = Tokenizer(models.BPE())
+    known = [SYSTEM, INSTRUCTION_END, *PROMPT_TEXTS, *REPLY_TEXTS]
+    marks = {text: chr(0xE000 + number) for number, text in enumerate(known)}
+    longest_first = sorted(marks, key=len, reverse=True)
     raw.normalizer = normalizers.Sequence(
         [
-            normalizers.Replace(SYSTEM, "\ue000"),
-            normalizers.Replace(INSTRUCTION_END, "\ue001"),
+            *(normalizers.Replace(text, marks[text]) for text in longest_first),
             normalizers.NFKD(),
             normalizers.StripAccents(),
             normalizers.Lowercase(),
         ]
     )
+    raw.decoder = decoders.Sequence(
+        [
+            decoders.ByteLevel(),
+            *(decoders.Replace(old, new) for old, new in JOINS),
+            *(decoders.Replace(f"{blank}{marks[text]}", text) for text in REPLY_TEXTS for blank in (" ", "")),
+        ]
+    )
+
+
+def renew(arguments: argparse.Namespace) -> None:
+    """Renew the marks of the tokeniser in OUT, or of the shipped one, after a fixed text was changed; no weight changes."""
+    from tokenizers import Tokenizer
+
+    path = (arguments.out or SHIPPED_MODELS["nano"]) / "tokenizer.json"
+    raw = Tokenizer.from_file(str(path))
+    mark_fixed_texts(raw)
+    raw.save(str(path))
+
+
+def make_tokeniser(corpus: Sequence[str]) -> Any:
+    """Byte-level BPE without case, accents and spaces: every word begins with the same mark wherever it stands, so that a name in the
+    list and the same name in the answer are the same tokens. Fixed sentences of the grammar are one token each."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),
@@ -104,7 +149,7 @@ def make_tokeniser(corpus: Sequence[str]) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=True, use_regex=False),
         ]
     )
-    raw.decoder = decoders.Sequence([decoders.ByteLevel(), *(decoders.Replace(old, new) for old, new in JOINS)])
+    mark_fixed_texts(raw)
     raw.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
@@ -972,12 +1017,12 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, run in (("prepare", prepare), ("train", train), ("export", export)):
+    for name, run in (("prepare", prepare), ("train", train), ("export", export), ("renew", renew)):
         command = commands.add_parser(name)
         command.set_defaults(run=run)
         command.add_argument("--cache", type=Path)
         command.add_argument("--data", type=Path)
-        command.add_argument("--out", type=Path, required=True)
+        command.add_argument("--out", type=Path, required=name != "renew")
         command.add_argument("--to", type=Path)
         command.add_argument("--wordnet", type=Path, help="folder of WordNet's files: general words for those of the requests")
         command.add_argument("--minutes", type=float, default=75)

@@ -118,8 +118,10 @@ class VlmReasoner:
     def extend(self, before: Encoded, reply: Sequence[int], message: Message) -> Encoded:
         """An encoded dialogue after a reply and a further message, the tokens of both kept as they were: writing a reply out and reading
         it in again could give other tokens. ModelError where a template writes earlier turns anew, or images cannot be added."""
-        import torch
+        return self.append(before, reply, self.continuation(message))
 
+    def continuation(self, message: Message) -> Encoded:
+        """What a further message adds to a dialogue after a reply, from the end of that reply on; errors as in `extend`."""
         asked = [text_message("user", "a"), text_message("assistant", "b")]
         start, whole = self.chat(asked[:1]) + "b", self.chat([*asked, message])
         if not whole.startswith(start):
@@ -127,19 +129,26 @@ class VlmReasoner:
                 f"The chat template of {self.loaded.source.name} writes earlier turns anew, so a dialogue cannot go on from its tokens."
             )
         made = self._encode([whole[len(start) :]], list(message.images))
-        ids = made["input_ids"][0].tolist()
-        skip = int(bool(reply) and bool(ids) and reply[-1] in self._eos and ids[0] == reply[-1])
         images = {name: value for name, value in made.items() if name not in _SEQUENCE_KEYS}
         if images and _SHARING.get(self.model.config.model_type) != _MROPE:
             raise ModelError(
                 f"Models of type {self.model.config.model_type!r} cannot be shown further images in a dialogue that is trained."
             )
-        kinds = {name: made[name][0].tolist()[skip:] for name in _SEQUENCE_KEYS[2:] if name in made}
-        joined = {name: torch.cat([before.images[name], value]) if name in before.images else value for name, value in images.items()}
+        return Encoded(made["input_ids"][0].tolist(), {name: made[name][0].tolist() for name in _SEQUENCE_KEYS[2:] if name in made}, images)
+
+    def append(self, before: Encoded, reply: Sequence[int], added: Encoded) -> Encoded:
+        """An encoded dialogue after a reply and a `continuation`; a token that ended the reply is not said twice."""
+        import torch
+
+        skip = int(bool(reply) and bool(added.ids) and reply[-1] in self._eos and added.ids[0] == reply[-1])
+        joined = {name: torch.cat([before.images[name], value]) if name in before.images else value for name, value in added.images.items()}
         return Encoded(
-            [*before.ids, *reply, *ids[skip:]],
-            {name: [*before.kinds.get(name, [0] * len(before.ids)), *([0] * len(reply)), *kind] for name, kind in kinds.items()},
-            joined if images else before.images,
+            [*before.ids, *reply, *added.ids[skip:]],
+            {
+                name: [*before.kinds.get(name, [0] * len(before.ids)), *([0] * len(reply)), *kind[skip:]]
+                for name, kind in added.kinds.items()
+            },
+            joined if joined else before.images,
         )
 
     def _encoded(self, prompt: _Prompt, known: MutableMapping[str, Encoded] | None) -> Encoded:

@@ -22,7 +22,7 @@ from seerseg.episode import Targets, solve
 from seerseg.errors import DatasetError, NothingToDoError, UsageError
 from seerseg.metrics import dice, over_paraphrases
 from seerseg.planning import Plans
-from seerseg.protocols.base import ABSENT, Protocol
+from seerseg.protocols.base import ABSENT, Protocol, Trace
 from seerseg.protocols.messages import Message, text_message
 from seerseg.protocols.traces import TraceRow, read_traces
 from seerseg.reasoners.base import Reasoner
@@ -261,19 +261,29 @@ class _Blank:
 
 
 def dialogue_of(sample: Sample, ground: Ground, views: CaseViews) -> list[Message]:
-    """All messages before the reply to learn (the last one of a whole dialogue), as an episode that went as the trace did would have
+    """All messages before the reply to learn (the first one of a whole dialogue), as an episode that went as the trace did would have
     them."""
-    protocol, trace = ground.protocol, sample.row.trace
-    messages = protocol.opening(views, sample.row.text, sample.skills, ground.targets.names)
-    for turn in range(len(sample.replies) - 1 if sample.turn is None else sample.turn):
-        messages.append(text_message("assistant", sample.replies[turn]))
-        drawn = trace.turns[turn].mask if turn < len(trace.turns) else ""
-        mask = Mask(decode_runs(drawn, views.grid.shape_zyx), views.grid, trace.answer) if drawn else None
-        shown = protocol.observe(mask, views)
-        if shown is None:
-            raise DatasetError(f"The trace {sample.row.id!r} has {len(sample.replies)} turns, but {protocol.name} shows nothing after one.")
-        messages.append(shown)
+    messages = ground.protocol.opening(views, sample.row.text, sample.skills, ground.targets.names)
+    for turn in range(sample.turn or 0):
+        messages += [text_message("assistant", sample.replies[turn]), shown_after(sample, turn, ground, views)]
     return messages
+
+
+def shown_after(sample: Sample, turn: int, ground: Ground, views: CaseViews) -> Message:
+    """What the reasoner is shown after a turn of the trace. DatasetError when the protocol shows nothing."""
+    trace = sample.row.trace
+    drawn = _drawn(trace, turn)
+    mask = Mask(decode_runs(drawn, views.grid.shape_zyx), views.grid, trace.answer) if drawn else None
+    shown = ground.protocol.observe(mask, views)
+    if shown is None:
+        raise DatasetError(
+            f"The trace {sample.row.id!r} has {len(sample.replies)} turns, but {ground.protocol.name} shows nothing after one."
+        )
+    return shown
+
+
+def _drawn(trace: Trace, turn: int) -> str:
+    return trace.turns[turn].mask if turn < len(trace.turns) else ""
 
 
 def schedule(count: int, total: int, seed: int) -> list[int]:
@@ -303,16 +313,19 @@ class Collator:
         """Of one sample: what comes before its last reply, that reply, and where in the first the replies before it lie that are to be
         learnt, too (start, end)."""
         sample = self.samples[number]
-        dialogue = dialogue_of(sample, self.ground, self.cases.views(sample.row.case))
+        views = self.cases.views(sample.row.case)
+        so_far = self.reasoner.encode(dialogue_of(sample, self.ground, views), self._known if not sample.turn else None)
         if sample.turn is not None:
-            known = self._known if sample.turn == 0 else None
-            return self.reasoner.encode(dialogue, known), self.reasoner.encode_reply(sample.replies[sample.turn]), []
-        opening = next(place for place, message in enumerate(dialogue) if message.role == "assistant")
-        so_far, earlier = self.reasoner.encode(dialogue[:opening], self._known), list[tuple[int, int]]()
-        for said, shown in zip(sample.replies[:-1], dialogue[opening + 1 :: 2], strict=True):
+            return so_far, self.reasoner.encode_reply(sample.replies[sample.turn]), []
+        earlier: list[tuple[int, int]] = []
+        for turn, said in enumerate(sample.replies[:-1]):
+            key = f"{sample.row.case}|{_drawn(sample.row.trace, turn)}"  # many requests share a trajectory
+            added = self._known.get(key)
+            if added is None:
+                added = self._known[key] = self.reasoner.continuation(shown_after(sample, turn, self.ground, views))
             reply = self.reasoner.encode_reply(said)
             earlier.append((len(so_far.ids), len(so_far.ids) + len(reply)))
-            so_far = self.reasoner.extend(so_far, reply, shown)
+            so_far = self.reasoner.append(so_far, reply, added)
         return so_far, self.reasoner.encode_reply(sample.replies[-1]), earlier
 
     def __call__(self, examples: Sequence[Any]) -> dict[str, Any]:
