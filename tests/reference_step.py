@@ -23,15 +23,24 @@ def log_probabilities(model: Any, rollout: Rollout, temperature: float = 1.0) ->
 
 
 def loss_of(
-    model: Any, reference: Any, rollouts: Sequence[Rollout], rewards: torch.Tensor, *, group: int, longest: int, beta: float
+    model: Any,
+    reference: Any,
+    rollouts: Sequence[Rollout],
+    rewards: torch.Tensor,
+    *,
+    group: int,
+    longest: int,
+    beta: float,
+    credit: Sequence[torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Mean over replies of likelihood ratio (1 in value) times (beta times the divergence minus the advantage), summed over own tokens and
     divided by the constant length; the divergence is exp(d) - d - 1 with d = log reference - log model. The ratio before it makes its
-    gradient that of the reverse KL divergence (arXiv 2512.02556)."""
+    gradient that of the reverse KL divergence (arXiv 2512.02556). credit: for each reply the advantages of its tokens, where they are not
+    all the reply's."""
     grouped = rewards.reshape(-1, group)
     advantages = (grouped - grouped.mean(1, keepdim=True)).reshape(-1)
     total = torch.zeros(())
-    for rollout, advantage in zip(rollouts, advantages, strict=True):
+    for rollout, advantage in zip(rollouts, advantages if credit is None else credit, strict=True):
         own = torch.tensor(rollout.own, dtype=torch.float32)
         now = log_probabilities(model, rollout)
         ratio = torch.exp(now - now.detach())

@@ -98,6 +98,35 @@ def test_steps_are_those_of_the_reference(folder: Path, tmp_path: Path, protocol
     assert {"generate", "segment", "score", "encode", "step"} <= rollouts.parts.take().keys()
 
 
+def test_a_step_that_credits_turns_is_that_of_the_reference(folder: Path, tmp_path: Path) -> None:
+    reward = RewardConfig.from_json({"terms": {"dice": 2.0, "format": 0.5}, "turns": "dice"})
+    loaded = g.loaded_model(folder)
+    rollouts = recorded(g.rollouts_of(loaded, g.Turns(), reward, tokens=6))
+    ours = copy.deepcopy(loaded.model)
+    trainer = g.trainer_of(loaded, tmp_path, rollouts, beta=0.0, resamples=0, steps=1)
+    trainer.train()
+    (made,) = rollouts.made
+    total = [2.0 * r.values["dice"] + 0.5 * r.values["format"] for r in made]
+    to_go = [[total[i] - (2.0 * r.overlaps[t - 1].dice if t else 0.0) for t in range(len(r.dialogue.replies))] for i, r in enumerate(made)]
+    credit, differ = [], False
+    for place, rollout in enumerate(made):
+        group = [to_go[i] for i in range(place // 4 * 4, place // 4 * 4 + 4)]
+        tokens, turn = [], -1
+        for before, now in zip([0, *rollout.own], rollout.own, strict=False):
+            turn += int(now == 1 and before == 0)
+            others = [row[turn] for row in group if turn < len(row)]
+            tokens.append(to_go[place][turn] - sum(others) / len(others))
+        differ |= max(tokens) - min(tokens) > 1e-3
+        credit.append(torch.tensor(tokens))
+    assert differ, "turns of a dialogue are credited differently"
+    reference.step(ours, ours, made, torch.tensor(total), rate=1e-2, group=4, longest=18, beta=0.0, credit=credit)
+    for name, weight in weights(ours).items():
+        torch.testing.assert_close(weights(loaded.model)[name], weight, rtol=1e-4, atol=1e-5)
+    logged = trainer.state.log_history[0]
+    assert logged["turns"] > 1
+    assert 0 <= logged["idle_turns"] <= 1
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["whole model", "adapter"])
 def test_steps_of_an_idefics3_are_those_of_the_reference(tmp_path: Path, lora: bool) -> None:
     import tiny_vlms

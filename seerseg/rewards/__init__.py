@@ -2,6 +2,7 @@
 
     RewardConfig.from_json({"preset": "seer"})
     RewardConfig.from_json({"terms": {"dice": 1.0, "format": 0.1}, "stability": {"lambda": 0.5, "variant": "total"}})
+    RewardConfig.from_json({"terms": {"dice": 1.0, "format": 0.1}, "turns": "dice"})
 
 The stability penalty lies on one term and is taken over a paraphrase group, so it is applied where whole groups are at hand
 (`seerseg.training.stability`); here it is a setting. SEER publishes neither its weights nor its lambda: those of the preset are ours.
@@ -11,16 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from seerseg.errors import PlanError, did_you_mean
 from seerseg.rewards.terms import TERMS
-from seerseg.rewards.truth import Attempt, Overlap, Truth, attempt_of, key_slice
+from seerseg.rewards.truth import Attempt, Overlap, Truth, attempt_of, improving, key_slice
 
 Variant = Literal["total", "between"]
 MAX_LAMBDA = 0.5
-_KEYS = ("preset", "terms", "stability", "clip")
+CREDITED = ("dice", "iou", "agent/quality", "agent/quality_running")
+"""Terms whose value after every turn follows from the masks so far, so that turns can be credited by them."""
+_KEYS = ("preset", "terms", "stability", "clip", "turns")
 _STABILITY_KEYS = ("lambda", "variant", "term")
 
 
@@ -47,11 +50,13 @@ class Stability:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Terms with their weights, summed, then kept within `clip` where that is given."""
+    """Terms with their weights, summed, then kept within `clip` where that is given. turns: a term of `CREDITED`; a turn of a dialogue is
+    then credited with what it and the turns after it add to that term, None: with the whole reward, as every other turn."""
 
     terms: Mapping[str, float]
     stability: Stability | None = None
     clip: tuple[float, float] | None = None
+    turns: str | None = None
 
     def __post_init__(self) -> None:
         if not self.terms:
@@ -65,10 +70,16 @@ class RewardConfig:
             raise PlanError(f"The reward is to be kept within {self.clip}, which is no range; give [low, high] or null.")
         if self.stability is not None and self.terms.get(self.stability.term, 0.0) <= 0:
             raise PlanError(f"The stability penalty lies on {self.stability.term!r}, which has no weight in this reward; add that term.")
+        if self.turns is not None and self.turns not in CREDITED:
+            known = ", ".join(CREDITED)
+            raise PlanError(f"Turns cannot be credited by {self.turns!r}, only by a term that each mask has a value of: {known}.")
+        if self.turns is not None and self.turns not in self.terms:
+            raise PlanError(f"Turns are to be credited by {self.turns!r}, which has no weight in this reward; add that term.")
 
     @classmethod
     def from_json(cls, value: Any) -> RewardConfig:
-        """From a preset's name or an object with "preset" and/or "terms", "stability", "clip"; what is given replaces the preset's."""
+        """From a preset's name or an object with "preset" and/or "terms", "stability", "clip", "turns"; what is given replaces the
+        preset's."""
         if isinstance(value, str):
             value = {"preset": value}
         if not isinstance(value, Mapping):
@@ -85,7 +96,8 @@ class RewardConfig:
             stability = None
         if "clip" in value:
             clip = _range(value["clip"])
-        return cls(dict(terms), stability, clip)
+        turns = value.get("turns", start.turns if start and start.turns in terms else None)
+        return cls(dict(terms), stability, clip, turns)
 
     def to_json(self) -> dict[str, Any]:
         """The inverse of `from_json`."""
@@ -94,11 +106,21 @@ class RewardConfig:
             "terms": dict(self.terms),
             "stability": None if s is None else {"lambda": s.lam, "variant": s.variant, "term": s.term},
             "clip": None if self.clip is None else list(self.clip),
+            **({"turns": self.turns} if self.turns is not None else {}),
         }
 
     def values(self, attempt: Attempt, truth: Truth) -> dict[str, float]:
         """Every term by name, unweighted."""
         return {name: float(TERMS[name](attempt, truth)) for name in self.terms}
+
+    def before_turns(self, attempt: Attempt, truth: Truth) -> tuple[float, ...]:
+        """For each reply the weighted value of the term `turns` had the dialogue ended before it: 0 before the first mask, and all 0
+        where turns are not credited."""
+        if self.turns is None:
+            return (0.0,) * len(attempt.replies)
+        term, weight = TERMS[self.turns], self.terms[self.turns]
+        drawn = [replace(attempt, overlaps=attempt.overlaps[:n], absent=False) for n in range(len(attempt.replies))]
+        return tuple(weight * float(term(cut, truth)) if cut.overlaps else 0.0 for cut in drawn)
 
     def total(self, values: Mapping[str, float]) -> float:
         """The weighted sum of `values`, clipped; without the stability penalty."""
@@ -137,8 +159,10 @@ PRESETS: dict[str, RewardConfig] = {
     "medreasoner/hard/mended": RewardConfig(_equal(*_ALWAYS, *_MENDED_R, *_HARD)),
     "medsam-agent": RewardConfig({"agent/format": 0.2, "agent/quality": 0.8}),
     "medsam-agent/mended": RewardConfig({"agent/format": 0.2, "agent/quality_running": 0.8}),
+    "medsam-agent/turns": RewardConfig({"agent/format": 0.2, "agent/quality_running": 0.8}, turns="agent/quality_running"),
 }
-"""Published rewards under their names, with their defects; "/mended" repairs those (documentation/rewards.md)."""
+"""Published rewards under their names, with their defects; "/mended" repairs those, "/turns" also credits turns one by one
+(documentation/rewards.md)."""
 
 
 def preset(name: Any) -> RewardConfig:
@@ -173,6 +197,7 @@ def _known(value: Mapping[str, Any], keys: tuple[str, ...], what: str) -> None:
 
 
 __all__ = [
+    "CREDITED",
     "MAX_LAMBDA",
     "PRESETS",
     "TERMS",
@@ -183,6 +208,7 @@ __all__ = [
     "Truth",
     "Variant",
     "attempt_of",
+    "improving",
     "key_slice",
     "preset",
 ]

@@ -27,6 +27,15 @@ class Overlap:
     iou: float
 
 
+def improving(overlaps: Sequence[Overlap]) -> tuple[bool, ...]:
+    """Of the masks of a dialogue, in order, which are better (Dice) than all before them; the first when it has anything right."""
+    best, found = 0.0, []
+    for overlap in overlaps:
+        found.append(overlap.dice > best)
+        best = max(best, overlap.dice)
+    return tuple(found)
+
+
 @dataclass(frozen=True, eq=False)
 class Truth:
     """What a request means in its case. mask: bool (Z, Y, X) on the canonical grid, None when the target is absent; names: answers

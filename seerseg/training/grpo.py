@@ -25,12 +25,13 @@ from seerseg.quiet import quiet
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import Loaded, Source
-from seerseg.rewards import RewardConfig, preset
+from seerseg.rewards import RewardConfig, improving, preset
 from seerseg.segmenters.base import Segmenter
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.skills.base import EmptyBank, Retriever
 from seerseg.skills.fence import LiveBank
 from seerseg.training.callbacks import Metrics, Outside, PartTimer, Survival, in_words
+from seerseg.training.credit import of_tokens, padded, turn_advantages
 from seerseg.training.data import Cases, Ground, evenly, schedule
 from seerseg.training.guards import GrpoSettings, check_arguments, check_batch, check_model, check_segmenter, check_trl
 from seerseg.training.rollout import Job, ParaphraseSet, Rollout, Rollouts, StoredScenes, paraphrase_sets
@@ -294,7 +295,8 @@ def _classes() -> tuple[Any, Any]:
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             rollouts = self.roll(inputs)
             try:
-                return super()._generate_and_score_completions([{"prompt": r.job.text, "values": r.values} for r in rollouts])
+                batch = super()._generate_and_score_completions([{"prompt": r.job.text, "values": r.values} for r in rollouts])
+                return self.with_credit(batch)
             finally:
                 self.tidy()
 
@@ -339,6 +341,7 @@ class _Steps:
     accelerator: Any
     processing_class: Any
     is_deepspeed_enabled: bool
+    reward_weights: Any
     tools: Any
     whole_model: Callable[[], Any]
     together: Callable[[Any], Any]
@@ -348,6 +351,7 @@ class _Steps:
     ) -> None:
         self.rollouts, self.train_sets, self.val_sets, self.grpo = rollouts, train, val, grpo
         self._now: list[Rollout] = []
+        self._rewards: Any = None
         self._image_processor: Any = None
         self._tools: Any = None
         super().__init__(**given)
@@ -463,7 +467,20 @@ class _Steps:
             plain = sum(reward.terms[name] * values[name] for name in names)
             extra = (group_rewards(reward, values) - plain).reshape(-1)
             table[:, len(names)] = torch.as_tensor(extra, dtype=table.dtype, device=table.device)
+        self._rewards = (table.cpu() * self.reward_weights.cpu()).sum(1)
         return table
+
+    def with_credit(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """TRL's batch, where turns are credited one by one with an advantage for each token instead of one for each reply."""
+        import torch
+
+        if self.rollouts.reward.turns is None:
+            return batch
+        before = self.together(torch.from_numpy(padded([r.before for r in self._now], self.rollouts.protocol.max_turns)))
+        credited = turn_advantages(self._rewards.double().numpy(), before.numpy(), self.grpo.group)
+        first = self.accelerator.process_index * len(self._now)
+        tokens = of_tokens(credited[first : first + len(self._now)], [r.own for r in self._now], batch["completion_ids"].shape[1])
+        return {**batch, "advantages": torch.as_tensor(tokens, dtype=batch["advantages"].dtype, device=batch["advantages"].device)}
 
     def _grouped(self, table: Any, names: Sequence[str]) -> dict[str, Scores]:
         shape = (-1, self.grpo.paraphrases, self.grpo.samples)
@@ -480,11 +497,12 @@ class _Steps:
             for number in mine:
                 row = self.val_sets[number]
                 scored = self.rollouts.run([Job(row.case, row.target, text, None) for text in evenly(row.texts, VALIDATED_WORDINGS)])
-                found.append((number, {name: [r.values[name] for r in scored] for name in scored[0].values}))
+                measured = {name: [r.values[name] for r in scored] for name in scored[0].values}
+                found.append((number, measured | (_turns_of(scored) if self.rollouts.protocol.max_turns > 1 else {})))
         rows = [row for _, row in sorted(_all_of(found), key=lambda item: item[0])]
         if not rows:
             return {}
-        metrics = {name: float(np.mean([np.mean(row[name]) for row in rows])) for name in rows[0]}
+        metrics = {name: float(np.mean([np.mean(row[name]) for row in rows if row[name]] or [0.0])) for name in rows[0]}
         over: dict[str, Callable[..., Any]] = {"mean": np.mean, "worst": np.min, "std": np.std}
         return metrics | {f"dice_{name}": float(np.mean([f(row["dice"]) for row in rows])) for name, f in over.items()}
 
@@ -538,6 +556,16 @@ class _Steps:
         self.note("completions/max_length", float(own.max()))
         self.note("completions/clipped_ratio", float(1 - ended.mean()))
         self.note("turns", float(turns.mean()))
+        if self.rollouts.protocol.max_turns > 1:
+            share = torch.tensor([[np.mean(_turns_of([r])["idle_turns"] or [np.nan])] for r in rollouts], dtype=torch.float64)
+            self.note("idle_turns", float(self.together(share).nanmean().nan_to_num(0.0)))
+
+
+def _turns_of(rollouts: Sequence[Rollout]) -> dict[str, list[float]]:
+    """Replies of each dialogue, and of each that drew something that is there the share of masks that were no better than one before."""
+    drew = [r for r in rollouts if r.overlaps and r.job.target is not None]
+    idle = [1 - float(np.mean(improving(r.overlaps))) for r in drew]
+    return {"turns": [float(len(r.dialogue.replies)) for r in rollouts], "idle_turns": idle}
 
 
 def _joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

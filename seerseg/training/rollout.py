@@ -118,8 +118,8 @@ class Job:
 @dataclass(eq=False)
 class Rollout:
     """A dialogue as it goes and what came of it. prompt: tokens before the first reply; reply: all tokens after it; own: 1 for each of
-    them that the model chose, 0 for what it was shown; line: everything so far; images: everything shown; values: reward terms and
-    Dice."""
+    them that the model chose, 0 for what it was shown; line: everything so far; images: everything shown; overlaps: of the mask after
+    every turn that drew; values: reward terms and Dice; before: for each reply, see `RewardConfig.before_turns`."""
 
     job: Job
     dialogue: Dialogue
@@ -130,6 +130,7 @@ class Rollout:
     images: list[ImagePart] = field(default_factory=list)
     overlaps: list[Overlap] = field(default_factory=list)
     values: dict[str, float] = field(default_factory=dict)
+    before: tuple[float, ...] = ()
     ended: bool = True
 
 
@@ -234,6 +235,7 @@ class Rollouts:
                     truth = self._truth(rollout)
                     attempt = attempt_of(rollout.dialogue, truth, overlaps=rollout.overlaps)
                     rollout.values = {"dice": TERMS["dice"](attempt, truth), **self.reward.values(attempt, truth)}
+                    rollout.before = self.reward.before_turns(attempt, truth)
                     rollout.dialogue.segmentation = None  # a mask per rollout is much to hold
 
     def _truth(self, rollout: Rollout) -> Truth:
