@@ -124,3 +124,27 @@ class Prompt:
     def key(self) -> str:
         """Hex digest: equal prompts have equal keys (for the cache)."""
         return hashlib.blake2b(json.dumps(self.to_json(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+    @classmethod
+    def from_json(cls, value: Any) -> Prompt | None:
+        """What `to_json` wrote, without the mask; None for anything else."""
+        try:
+            boxes = [
+                Box2D(int(b["axis"]), int(b["index"]), _numbers(b["lo"], 2), _numbers(b["hi"], 2))
+                if "axis" in b
+                else Box3D(_numbers(b["lo"], 3), _numbers(b["hi"], 3))
+                for b in value["boxes"]
+            ]
+            points = [Point(_numbers(p["zyx"], 3), bool(p["positive"])) for p in value["points"]]
+            text, name = value["text"], value["class"]
+        except (TypeError, ValueError, KeyError, AttributeError):
+            return None
+        said = [None if word is None else str(word) for word in (text, name)]
+        return cls(said[0], said[1], tuple(boxes), tuple(points))
+
+
+def _numbers(value: Any, count: int) -> Any:
+    found = tuple(float(v) for v in value)
+    if len(found) != count or not all(map(math.isfinite, found)):
+        raise ValueError(f"{value!r} is not {count} numbers")
+    return found

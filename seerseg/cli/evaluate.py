@@ -16,6 +16,7 @@ from seerseg.errors import DatasetError, RequestError, SomeCasesFailedError, Usa
 if TYPE_CHECKING:
     from seerseg.dataset import RawDataset
     from seerseg.evaluation import Evaluation, References
+    from seerseg.evaluation.grounding import Grounding
 
 _SPLITS = ("all", "test", "val", "bank", "train")
 _LANGUAGES = ("all", "train", "val", "test")
@@ -43,6 +44,7 @@ _EPILOG = (
 @option("-il", "--ignore_label", type=int, metavar="N", help="Value in the references that counts neither way.")
 @several("--tolerance_mm", metavar="MM...", help="NSD tolerance; one per target as NAME=MM. Default: 1.")
 @option("--lesions", is_flag=True, help="Lesion-wise F1, precision, recall and detection rate too.")
+@option("--grounding", is_flag=True, help="Boxes and points of the answers too, as MedReasoner: IoU, pDice, Dice on 840 pixels.")
 @option("--least_voxels", type=click.IntRange(1), default=1, help="Leave out targets with fewer voxels in the reference.")
 @option("--chill", is_flag=True, help="Leave out what was not predicted instead of stopping.")
 @option("-np", "--workers", type=click.IntRange(1), default=1, help="Processes, one case each.")
@@ -60,16 +62,30 @@ def evaluate(folders: tuple[str, ...], as_json: bool, output: str | None, **give
         require_matplotlib()  # said before the scoring, not after
     predictions, dataset, references = _sources(folders, given)
     found = _score(predictions, dataset, references, given)
+    grounding = _ground(found, predictions, references) if given["grounding"] else None
     # Shown first: a full disk must not cost the numbers.
     if as_json:
-        print_json(found.to_json())
+        print_json(_content(found, grounding))
     else:
         from seerseg.evaluation import text_table
 
         click.echo(text_table(found))
-    _write(found, predictions, dataset, references, output, given)
-    if found.faults:
-        raise SomeCasesFailedError(f"{len(found.faults)} could not be scored, the rest is above. First: {found.faults[0]}")
+        if grounding is not None:
+            click.echo(f"\n{grounding.text()}")
+    _write(found, grounding, predictions, dataset, references, output, given)
+    faults = [*found.faults, *(grounding.faults if grounding is not None else ())]
+    if faults:
+        raise SomeCasesFailedError(f"{len(faults)} could not be scored, the rest is above. First: {faults[0]}")
+
+
+def _ground(found: Evaluation, predictions: Path, references: References) -> Grounding:
+    from seerseg.evaluation.grounding import ground
+
+    return ground(found.rows, predictions, references)
+
+
+def _content(found: Evaluation, grounding: Grounding | None) -> dict[str, Any]:
+    return {**found.to_json(), **({"grounding": grounding.to_json()} if grounding is not None else {})}
 
 
 def _sources(folders: Sequence[str], given: dict[str, Any]) -> tuple[Path, RawDataset | None, References]:
@@ -220,7 +236,13 @@ def _tolerances(given: Sequence[str], references: References) -> tuple[float, di
 
 
 def _write(
-    found: Evaluation, predictions: Path, dataset: RawDataset | None, references: References, output: str | None, given: dict[str, Any]
+    found: Evaluation,
+    grounding: Grounding | None,
+    predictions: Path,
+    dataset: RawDataset | None,
+    references: References,
+    output: str | None,
+    given: dict[str, Any],
 ) -> None:
     from seerseg.evaluation import write_csv
     from seerseg.paths import write_json
@@ -229,7 +251,7 @@ def _write(
         from seerseg.report import write_overlays, write_report
 
     target = Path(output) if output else predictions / "summary.json"
-    write_json(target / "summary.json" if target.is_dir() else target, found.to_json())
+    write_json(target / "summary.json" if target.is_dir() else target, _content(found, grounding))
     if given["csv_file"]:
         write_csv(Path(given["csv_file"]), found.rows)
     pictures: dict[str, Path] = {}

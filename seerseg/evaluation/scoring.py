@@ -113,6 +113,17 @@ def score_case(job: CaseJob) -> tuple[list[Row], list[str]]:
     return [rows[number] for number in range(len(job.questions))], faults
 
 
+def read_reference(file: Path) -> _Labels:
+    """A reference label map and its grid; errors as of `read_labels`."""
+    return _Labels(*read_labels(file))
+
+
+def read_drawn(file: Path, reference: _Labels, values: tuple[int, ...] | None) -> Bool:
+    """A predicted mask (Z, Y, X) on its reference's grid; errors as of a case that is scored."""
+    array, _ = _on_grid_of(file, reference)
+    return np.asarray(array > 0) if values is None else np.isin(array, values)
+
+
 def _on_grid_of(file: Path, reference: _Labels | None) -> tuple[NDArray[Any], Grid]:
     """A prediction on its reference's grid: as it is or exactly flipped; GeometryError for any other grid."""
     array, grid = read_labels(file)

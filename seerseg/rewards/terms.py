@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from seerseg.prompts import Box2D, Point
+from seerseg.prompts import Box2D, Point, Prompt
 from seerseg.protocols.base import KeySlice
 from seerseg.protocols.seer import normalise_name
 from seerseg.rewards import formulas as f
@@ -133,22 +133,25 @@ def medreasoner_answer(attempt: Attempt, truth: Truth) -> float:
     return f.medreasoner_answer(attempt.replies[-1]) if attempt.replies else 0.0
 
 
-def _on_image(attempt: Attempt, truth: Truth) -> tuple[f.Box | None, list[f.Point], f.Box, list[f.Point]] | None:
-    """(box, points) answered and true, in pixels of the answered slice; None when the target or the answer is not there."""
-    answer = attempt.spatial
-    boxes = _boxes(attempt)
-    if answer is None or answer.prompt is None:
-        return None
-    axis, index = (boxes[0].axis, boxes[0].index) if boxes else _shared_slice(answer.prompt.points)
+def on_image(prompt: Prompt, truth: Truth) -> tuple[f.Box | None, list[f.Point], f.Box, list[f.Point]] | None:
+    """(box, points) of a prompt and of the truth on the prompt's slice, in pixels of MedReasoner's grid; None when the target is not
+    there, or the prompt names no slice."""
+    box = next((b for b in prompt.boxes if isinstance(b, Box2D)), None)
+    axis, index = (box.axis, box.index) if box is not None else slice_of_points(prompt.points)
     there = truth.on_slice(axis, index)
     if there is None:
         return None
     where = pixel_map(truth.grid, axis, index, MEDREASONER_PX)
-    predicted = where.box_to_pixel(boxes[0].lo, boxes[0].hi) if boxes else None
-    return predicted, [where.to_pixel(p.zyx) for p in answer.prompt.points], _hull(there, where), [where.to_pixel(p) for p in there.points]
+    predicted = where.box_to_pixel(box.lo, box.hi) if box is not None else None
+    return predicted, [where.to_pixel(p.zyx) for p in prompt.points], _hull(there, where), [where.to_pixel(p) for p in there.points]
 
 
-def _shared_slice(points: tuple[Point, ...]) -> tuple[int, int]:
+def _on_image(attempt: Attempt, truth: Truth) -> tuple[f.Box | None, list[f.Point], f.Box, list[f.Point]] | None:
+    answer = attempt.spatial
+    return None if answer is None or answer.prompt is None else on_image(answer.prompt, truth)
+
+
+def slice_of_points(points: tuple[Point, ...]) -> tuple[int, int]:
     """The slice that points without a box lie on, along the first axis on which all agree; (0, -1) when there is none."""
     for axis in range(3):
         if len({round(p.zyx[axis]) for p in points}) == 1:
