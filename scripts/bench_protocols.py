@@ -2,19 +2,25 @@
 """All protocols on the same cases, requests and segmenter: what each costs and what it gives.
 
     python scripts/bench_protocols.py --raw RAW/mr_hippocampus [--cases test] [--language test] [--limit 6] [--wordings 4] [--rows ...]
+        [--models NAME=RUN/fold_0/sft/model NAME=RUN/fold_0/grpo/model ...]
 
-Who speaks is part of a row's name. `nano` and `lexicon` are reasoners that read the request. `expert` is a script that knows the target: a
-ceiling for what a trained reasoner of that protocol could get from this segmenter, not a result of one. The expert's boxes are those of the
-target's largest slice, its edges jittered by 4 % of their side, drawn anew for every wording; its name is always right; as agent it is the
-simulated expert of seerseg_data.trajectories. The shipped nano reasoner was trained on the protocol seer alone, so it speaks no other here.
+Who speaks is part of a row's name. `nano` and `lexicon` are reasoners that read the request; a row of --models is a reasoner that
+seerseg_train made, with the protocol and the views it was trained with. `expert` is a script that knows the target: a ceiling for what a
+trained reasoner of that protocol could get from this segmenter, not a result of one. The expert's boxes are those of the target's largest
+slice, its edges jittered by 4 % of their side, drawn anew for every wording; its name is always right; as agent it is the simulated expert
+of seerseg_data.trajectories. The shipped nano reasoner was trained on the protocol seer alone, so by itself it speaks no other.
 
-Per (case, target): mean, worst and std (ddof 0) over wordings; then the mean over cases, its 95 % interval by subject. Tokens are those of
-the replies, by the nano reasoner's tokeniser; seconds are of CPU, one thread, for all requests of a case.
+Per (case, target): mean, worst and std (ddof 0) over wordings; then the mean over cases, its 95 % interval by subject. Unreadable: share of
+all replies that the protocol could not read (in protocols of one turn a reply that is asked for again counts, too). Idle: of the masks
+of dialogues of several turns, the share that was no better than one before. Tokens are those of the replies, by the nano reasoner's
+tokeniser, in which the fixed parts of every protocol's replies are short marks; seconds are of CPU, one thread, for all requests of a
+case. Models of one protocol are compared in pairs, each with the one before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import time
@@ -31,16 +37,19 @@ import torch
 from numpy.typing import NDArray
 
 from seerseg.dataset import open_dataset
-from seerseg.episode import Episode, Targets, solve
-from seerseg.metrics import bootstrap_interval, dice, over_paraphrases
+from seerseg.episode import Episode, Targets, finish, open_dialogues, reason
+from seerseg.metrics import bootstrap_interval, over_paraphrases, paired_bootstrap
+from seerseg.model import read_spec
+from seerseg.paths import write_json
 from seerseg.prompts import Box2D, Prompt
 from seerseg.protocols import load_protocol
-from seerseg.protocols.base import KeySlice, Trace
+from seerseg.protocols.base import Fault, KeySlice, Trace
 from seerseg.reasoners import load_reasoner
 from seerseg.reasoners.scripted import ScriptedReasoner
+from seerseg.rewards import Overlap, Truth, improving
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.base import Segmentation, Segmenter, Session
-from seerseg.views import CaseViews, render
+from seerseg.views import CaseViews, ViewSpec, render
 from seerseg.vocabulary import Vocabulary
 from seerseg.volume import Volume, read_labels, read_volume
 from seerseg_data.evidence import survey
@@ -92,13 +101,24 @@ class _CountedSession:
         self._inner.close()
 
 
+@dataclass(frozen=True)
+class Way:
+    """A protocol, who speaks it, and what is shown (None: as the protocol was published)."""
+
+    protocol: str
+    speaker: str
+    views: ViewSpec | None = None
+
+
 @dataclass
 class Row:
-    """What one way came to."""
+    """What one way came to, by case and target."""
 
     scores: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
-    turns: list[int] = field(default_factory=list)
+    turns: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
+    idle: dict[tuple[str, str], list[float]] = field(default_factory=lambda: defaultdict(list))
     tokens: list[int] = field(default_factory=list)
+    unreadable: list[bool] = field(default_factory=list)
     calls: int = 0
     seconds: float = 0.0
 
@@ -143,34 +163,44 @@ def experts_replies(protocol: Any, views: CaseViews, case: Case, target: str, wo
     return replies
 
 
-def ask(
-    way: tuple[str, str], case: Case, row: Row, reasoners: Callable[[str], Any], segmenter: Segmenter, count: Callable[[str], int]
-) -> None:
-    """All requests of one case, one way."""
-    protocol = load_protocol(way[0])
-    views = render(case.volume, protocol.view_spec)
+def episodes_of(texts: Sequence[str], views: CaseViews, case: Case, way: Way, reasoner: Any, segmenter: Segmenter) -> list[Episode]:
+    """Requests of one case to the end, the mask of every turn kept."""
     targets = Targets(NAMES, closed=True)
+    dialogues = open_dialogues(views, texts, protocol=load_protocol(way.protocol), targets=targets)
+    for dialogue in dialogues:
+        dialogue.keep_masks = True
+    reason(dialogues, reasoner)
+    return finish(dialogues, case.volume, reasoner=reasoner, segmenter=segmenter)
+
+
+def ask(way: Way, case: Case, row: Row, reasoners: Callable[[str], Any], segmenter: Segmenter, count: Callable[[str], int]) -> None:
+    """All requests of one case, one way."""
+    protocol = load_protocol(way.protocol)
+    views = render(case.volume, way.views or protocol.view_spec)
     asked = [(target, wording, text) for target in NAMES for wording, text in enumerate(case.wordings[target])]
     counted = Counted(segmenter)
     episodes: list[Episode] = []
-    if way[1] == "expert":
+    if way.speaker == "expert":
         scripts = [experts_replies(protocol, views, case, target, wording, segmenter) for target, wording, _ in asked]
         started = time.process_time()
         for (_, _, text), replies in zip(asked, scripts, strict=True):
-            speaker = ScriptedReasoner(list(replies))
-            episodes += solve(views, case.volume, [text], protocol=protocol, reasoner=speaker, segmenter=counted, targets=targets)
+            episodes += episodes_of([text], views, case, way, ScriptedReasoner(list(replies)), counted)
     else:
-        reasoner = reasoners(way[1])
+        reasoner = reasoners(way.speaker)
         started = time.process_time()
-        texts = [text for _, _, text in asked]
-        episodes = solve(views, case.volume, texts, protocol=protocol, reasoner=reasoner, segmenter=counted, targets=targets)
+        episodes = episodes_of([text for _, _, text in asked], views, case, way, reasoner, counted)
     row.seconds += time.process_time() - started
     row.calls += counted.calls
     for (target, _, _), episode in zip(asked, episodes, strict=True):
-        truth = case.truth[target]
-        row.scores[case.name, target].append(dice(episode.mask.array, truth) or 0.0 if episode.mask is not None else 0.0)
-        row.turns.append(len(episode.replies))
+        key, truth = (case.name, target), Truth(case.volume.grid, case.truth[target])
+        row.scores[key].append(truth.overlap(None if episode.mask is None else episode.mask.array).dice)
+        row.turns[key].append(float(len(episode.replies)))
+        drawn: list[Overlap] = []
+        for turn in episode.turns:  # a turn without a mask leaves the one before it
+            drawn.append(truth.overlap(turn.mask.array) if turn.mask is not None else drawn[-1] if drawn else Overlap(0.0, 0.0))
+        row.idle[key] += [1.0 - better for better in improving(drawn)]
         row.tokens.append(sum(count(reply) for reply in episode.replies))
+        row.unreadable += [isinstance(protocol.read(reply, views), Fault) for reply in episode.replies]
 
 
 def read_case(dataset: Any, name: str, language: str, wordings: int, vocabulary: Vocabulary) -> Case:
@@ -189,22 +219,66 @@ def read_case(dataset: Any, name: str, language: str, wordings: int, vocabulary:
     return Case(name, volume, {target: labels == k + 1 for k, target in enumerate(NAMES)}, labels, texts)
 
 
+def of_subjects(values: dict[tuple[str, str], list[float]], dataset: Any) -> str:
+    """The mean over (case, target) of their means, with its interval by subject."""
+    by_subject: dict[str, list[float]] = defaultdict(list)
+    for (case, _), found in values.items():
+        if found:
+            by_subject[dataset.subject_of[case]].append(float(np.mean(found)))
+    if not by_subject:
+        return "-"
+    interval = bootstrap_interval(by_subject)
+    mean = f"{np.mean([v for found in by_subject.values() for v in found]):.3f}"
+    return mean if interval is None else f"{mean} ({interval.lo:.3f} to {interval.hi:.3f})"
+
+
 def report(rows: dict[str, Row], dataset: Any, cases: int) -> None:
     """The table."""
-    heads = ("protocol, who speaks", "mean (95 % by subject)", "worst", "std", "turns", "tokens", "segmenter calls a case", "CPU s a case")
+    heads = ("protocol, who speaks", "mean (95 % by subject)", "worst", "std", "turns", "idle", "unreadable", "tokens",
+             "segmenter calls a case", "CPU s a case")  # fmt: skip
     print("| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for name, row in rows.items():
-        spreads = {key: over_paraphrases(values) for key, values in row.scores.items()}
-        by_subject: dict[str, list[float]] = defaultdict(list)
-        for (case, _), spread in spreads.items():
-            by_subject[dataset.subject_of[case]].append(spread.mean)
-        interval = bootstrap_interval(by_subject)
-        mean = f"{np.mean([s.mean for s in spreads.values()]):.3f}" + (f" ({interval.lo:.3f} to {interval.hi:.3f})" if interval else "")
-        worst, std = np.mean([s.worst for s in spreads.values()]), np.mean([s.std for s in spreads.values()])
+        spreads = [over_paraphrases(values) for values in row.scores.values()]
+        worst, std = np.mean([s.worst for s in spreads]), np.mean([s.std for s in spreads])
         print(
-            f"| {name} | {mean} | {worst:.3f} | {std:.3f} | {np.mean(row.turns):.1f} | {np.mean(row.tokens):.0f} | "
-            f"{row.calls / cases:.1f} | {row.seconds / cases:.1f} |"
+            f"| {name} | {of_subjects(row.scores, dataset)} | {worst:.3f} | {std:.3f} | {of_subjects(row.turns, dataset)} | "
+            f"{of_subjects(row.idle, dataset)} | {np.mean(row.unreadable):.2f} | {np.mean(row.tokens):.0f} | {row.calls / cases:.1f} | "
+            f"{row.seconds / cases:.1f} |"
         )
+
+
+def differences(rows: dict[str, Row], ways: dict[str, Way], dataset: Any) -> None:
+    """Models of one protocol, each less the one before it, paired by case and target."""
+    names = [name for name in rows if ways[name].speaker not in ("expert", "nano", "lexicon")]
+    for earlier, later in itertools.pairwise(names):
+        if ways[earlier].protocol != ways[later].protocol:
+            continue
+        said = []
+        for what in ("scores", "turns", "idle"):
+            before, after = ({k: float(np.mean(v)) for k, v in getattr(rows[n], what).items() if v} for n in (earlier, later))
+            both = [key for key in after if key in before]
+            if both:
+                found = paired_bootstrap(
+                    {k: before[k] for k in both}, {k: after[k] for k in both}, {k: dataset.subject_of[k[0]] for k in both}
+                )
+                interval = f" ({found.interval.lo:+.3f} to {found.interval.hi:+.3f})" if found.interval else ""
+                said.append(f"{'Dice' if what == 'scores' else what} {found.mean:+.3f}{interval}")
+        print(f"\n{later} less {earlier}, paired, 95 % by subject: {'; '.join(said)}")
+
+
+def trained(said: Sequence[str]) -> dict[str, Way]:
+    """Rows of --models NAME=FOLDER: the folder of a stage's model in its run."""
+    found = {}
+    for one in said:
+        name, equals, folder = one.partition("=")
+        place = Path(folder).expanduser().resolve()
+        if not equals or not (place / "config.json").is_file():
+            raise SystemExit(f"--models {one!r} is no NAME=FOLDER with a model in it, as in agent=RUN/fold_0/sft/model.")
+        spec = read_spec(place.parents[1])
+        found[f"{spec.protocol}, {name}"] = Way(
+            spec.protocol, f"nano:{place}" if spec.reasoner.startswith("nano") else str(place), spec.views
+        )
+    return found
 
 
 def main() -> None:
@@ -215,8 +289,10 @@ def main() -> None:
     parser.add_argument("--language", default="test", choices=("train", "val", "test"))
     parser.add_argument("--limit", type=int, default=None, help="only so many cases")
     parser.add_argument("--wordings", type=int, default=4, help="per case and target")
-    parser.add_argument("--rows", nargs="+", choices=tuple(ROWS), default=tuple(ROWS))
+    parser.add_argument("--rows", nargs="*", choices=tuple(ROWS), default=tuple(ROWS))
+    parser.add_argument("--models", nargs="+", default=(), metavar="NAME=FOLDER", help="models that seerseg_train made")
     parser.add_argument("--segmenter", default="nano")
+    parser.add_argument("--out", type=Path, help="every number as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset, vocabulary = open_dataset(options.raw), Vocabulary.load()
@@ -233,18 +309,28 @@ def main() -> None:
     def count(reply: str) -> int:
         return len(held["nano"].encode_reply(reply))
 
-    rows = {name: Row() for name in options.rows}
+    ways = {name: Way(*ROWS[name]) for name in options.rows} | trained(options.models)
+    rows = {name: Row() for name in ways}
     for number, name in enumerate(cases):
         case = read_case(dataset, name, options.language, options.wordings, vocabulary)
-        for title in options.rows:
-            ask(ROWS[title], case, rows[title], reasoners, segmenter, count)
+        for title, way in ways.items():
+            ask(way, case, rows[title], reasoners, segmenter, count)
         print(f"{number + 1} of {len(cases)}: {name}", flush=True)
+        if options.out:
+            write_json(options.out, {title: plain(row) for title, row in rows.items()})
     subjects = len({dataset.subject_of[case] for case in cases})
     print(
         f"\nMSD hippocampus, {len(cases)} {options.cases} cases of {subjects} subjects, {len(NAMES)} targets, {options.wordings} wordings "
         f"of {options.language} language, two names listed; segmenter {segmenter.card.identity}\n"
     )
     report(rows, dataset, len(cases))
+    differences(rows, ways, dataset)
+
+
+def plain(row: Row) -> dict[str, Any]:
+    """A row as JSON."""
+    by_key = {what: {"|".join(key): values for key, values in getattr(row, what).items()} for what in ("scores", "turns", "idle")}
+    return {**by_key, "tokens": row.tokens, "unreadable": row.unreadable, "calls": row.calls, "seconds": row.seconds}
 
 
 if __name__ == "__main__":

@@ -80,6 +80,7 @@ PROMPT_TEXTS = (
 )  # fmt: skip
 """Fixed texts of the protocols that nano was not trained on; each is one mark, so that a dialogue is short."""
 REPLY_TEXTS = (
+    "<think>", "</think>",
     '<tool_call>{"name": "add_bbox", "arguments": {"view": "axial", "slice": ', ', "bbox_2d": [', "]}}</tool_call>",
     '<tool_call>{"name": "add_point", "arguments": {"view": "axial", "slice": ', ', "point_2d": [',
     '], "point_type": "positive"}}</tool_call>', '], "point_type": "negative"}}</tool_call>',

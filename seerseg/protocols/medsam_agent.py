@@ -9,13 +9,16 @@ over; a reply without a call, with an unknown tool, or with arguments that canno
 of several calls the first is done, the others are not, except that a stop among them ends the episode. Nothing is asked
 twice. A stop before anything was drawn says that the target is not there.
 
-Ours: on a volume, which the original has not, slices of three planes are shown with tags, calls carry "view" and "slice" besides, and
-what is shown back are the three orthogonal slices through the middle of the mask. Images of earlier turns stay as they were.
+Ours: the first reply may say in <think>...</think>, before its call, what the request means (SFT targets do), so that a reasoner names
+the target before it looks for it. On a volume, which the original has not, slices of three planes are shown with tags, calls carry
+"view" and "slice" besides, and what is shown back are the three orthogonal slices through the middle of the mask. Images of earlier
+turns stay as they were.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +34,7 @@ from seerseg.protocols.spatial import (
     box_numbers,
     box_of,
     ending,
+    first_between,
     in_range,
     is_absent,
     is_flat,
@@ -42,6 +46,7 @@ from seerseg.protocols.spatial import (
     proper_box,
     slice_number,
     tagged,
+    thought,
     user,
     what_is_shown,
 )
@@ -49,6 +54,7 @@ from seerseg.skills.base import Skill
 from seerseg.views import PLANES, CaseViews, ViewSpec, overlay
 from seerseg.volume import Mask
 
+_THOUGHT = re.compile(r"^\s*<think>[^<]*</think>")
 TOOLS = ("add_bbox", "add_point", "stop_action")
 TOP = 999
 SYSTEM = (
@@ -56,6 +62,7 @@ SYSTEM = (
     "to you in translucent green), and correct it until it covers the target and nothing else.\n"
     "Reply with one call and nothing else, written as\n"
     '<tool_call>{"name": NAME, "arguments": {...}}</tool_call>\n'
+    "Only before the first call say in <think>...</think> what the request means.\n"
     "Tools:\n"
     'add_bbox, arguments {"bbox_2d": [x1, y1, x2, y2]}: a box around the target, x1 < x2 and y1 < y2\n'
     'add_point, arguments {"point_2d": [x, y], "point_type": "positive" or "negative"}: a click on what to take in or to leave out\n'
@@ -100,26 +107,30 @@ class MedSamAgentProtocol:
             return Fault(f"There is no tool {unknown[0][:40]!r}; there are {', '.join(TOOLS)}.")
         name, said = calls[0]
         stops = any(other == "stop_action" for other, _ in calls)
+        think = (first_between(reply, "think") or "").strip()
         if name == "stop_action":
-            return Answer(target=None, prompt=None)
+            return Answer(target=None, prompt=None, rationale=think)
         where = _where(said, views)
         if isinstance(where, str):
             return Fault(where)
         prompt = _box(said, views, *where) if name == "add_bbox" else _point(said, views, *where)
-        return Fault(prompt) if isinstance(prompt, str) else Answer(target=None, prompt=prompt, done=stops)
+        return Fault(prompt) if isinstance(prompt, str) else Answer(target=None, prompt=prompt, rationale=think, done=stops)
 
     def targets(self, trace: Trace, views: CaseViews) -> tuple[str, ...]:
-        """One call for each turn of the trace's trajectory, at most max_turns of them, a stop at the end where there is room; a single stop
-        when absent. DatasetError when the trace has no trajectory, or a turn is not one box or one point on a slice."""
+        """One call for each turn of the trace's trajectory, at most max_turns of them, a stop at the end where there is room; a single
+        stop when absent; before the first, what the request means. DatasetError when the trace has no trajectory, or a turn is not one
+        box or one point on a slice."""
+        think = f"<think>{thought(trace)}</think>"
         if is_absent(trace):
-            return (_call("stop_action", {}),)
+            return (think + _call("stop_action", {}),)
         if not trace.turns:
             raise DatasetError(
                 f"The trace of {trace.answer!r} has no trajectory, which the protocol {self.name} needs. "
                 "Make the traces again with seerseg_make_traces and a segmenter."
             )
         calls = [_action(turn.prompt, views) for turn in trace.turns]
-        return tuple(calls if trace.turns[-1].prompt is None else [*calls, _action(None, views)])[: self.max_turns]
+        calls = (calls if trace.turns[-1].prompt is None else [*calls, _action(None, views)])[: self.max_turns]
+        return (think + calls[0], *calls[1:])
 
     def observe(self, mask: Mask | None, views: CaseViews) -> Message | None:
         """The mask in green on the image, or on the three slices through its middle, and the question for the next action."""
@@ -135,14 +146,15 @@ class MedSamAgentProtocol:
         return user([*tagged(green, planes=True), TextPart(NEXT)])
 
     def wellformed(self, reply: str) -> float:
-        """1 for one call that is well formed and nothing else; 0.75 with text around it; 0.5 for several calls; 0.25 for a call of an
-        unknown tool, of arguments that are wrong, or cut off; 0 without any. The published format term is one of whole episodes."""
+        """1 for one call that is well formed and nothing else but a thought before it; 0.75 with other text around it; 0.5 for several
+        calls; 0.25 for a call of an unknown tool, of arguments that are wrong, or cut off; 0 without any. The published format term is
+        one of whole episodes."""
         calls = _calls(reply)
         if not calls or not all(_proper(name, said) for name, said in calls):
             return 0.25 if "<tool_call>" in reply.lower() else 0.0
         if len(calls) > 1:
             return 0.5
-        bare = reply.strip().lower()
+        bare = _THOUGHT.sub("", reply.lower()).strip()
         return 1.0 if bare.startswith("<tool_call>") and bare.find("</tool_call>") == len(bare) - len("</tool_call>") else 0.75
 
 
