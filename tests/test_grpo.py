@@ -247,6 +247,36 @@ def test_identical_answers_are_segmented_once_and_faults_are_told(folder: Path) 
         rollouts.run([replace(jobs(0)[0], key=str(n)) for n in range(12)])
 
 
+def test_a_segmenter_that_fails_between_turns_ends_no_rollout(folder: Path) -> None:
+    opened: list[Any] = []
+
+    class Breaks(ScriptedSegmenter):
+        """Its sessions fail at every second turn."""
+
+        def session(self, volume: Any) -> Any:
+            inner, turns = super().session(volume), [0]
+
+            def add(prompt: Any) -> Any:
+                turns[0] += 1
+                if turns[0] % 2 == 0:
+                    raise SegmenterError("It broke.")
+                return inner.add(prompt)
+
+            opened.append(made := SimpleNamespace(add=add, undo=inner.undo, close=lambda: opened.remove(made)))
+            return made
+
+    rollouts = g.rollouts_of(g.loaded_model(folder), g.Turns(), segmenter=Breaks(g.MASKS))
+    with torch.no_grad():
+        made = rollouts.run([replace(jobs(0)[0], key=str(n)) for n in range(12)])
+    broken = [r for r in made if len(r.dialogue.turns) > 1]
+    assert broken
+    for rollout in broken:
+        assert rollout.dialogue.turns[1].message == "It broke."
+        assert rollout.overlaps[1] == rollout.overlaps[0], "the mask before it stands"
+        assert rollout.values.keys() >= {"dice", "format"}
+    assert not opened, "every session was closed"
+
+
 def test_dialogues_of_different_images_are_decoded_together_as_each_alone(folder: Path) -> None:
     rollouts = g.rollouts_of(g.loaded_model(folder), tokens=10)
     reasoner = rollouts.reasoner

@@ -193,6 +193,50 @@ def test_endless_turns_end() -> None:
     assert episode.status == "ok"
 
 
+def call(name: str, **arguments: object) -> str:
+    return f"<tool_call>{json.dumps({'name': name, 'arguments': arguments})}</tool_call>"
+
+
+THERE = {"view": "axial", "slice": 8}
+BOX, CLICK, STOP = (reply[reply.index("<tool_call>") :] for reply in taught("medsam-agent"))
+CORNER = {**THERE, "point_2d": [120, 120]}
+BAD: dict[str, tuple[list[str], str, str, int]] = {
+    "coordinates outside": ([BOX, call("add_point", **THERE, point_2d=[5000, 5], point_type="positive")], "ok", "outside of the slice", 1),
+    "swapped corners": ([call("add_bbox", **THERE, bbox_2d=[900, 900, 100, 100])], "fault", "x1 < x2", 0),
+    "no area": ([BOX, call("add_bbox", **THERE, bbox_2d=[300, 300, 300, 500])], "ok", "x1 < x2", 1),
+    "a slice that is not there": ([BOX, call("add_bbox", view="axial", slice=99, bbox_2d=[1, 1, 9, 9])], "ok", "slices 0 to 15", 1),
+    "a click on nothing": ([BOX, call("add_point", **CORNER, point_type="negative"), STOP], "ok", "", 2),
+    "only a click on nothing": ([call("add_point", **CORNER, point_type="negative"), STOP], "empty", "", 1),
+    "a call inside prose": ([f"First I draw a box. {BOX} Is it right?", f"Yes. {STOP} Done."], "ok", "", 1),
+    "two calls at once": ([BOX + CLICK, STOP], "ok", "", 1),
+    "a call and a stop at once": ([BOX + STOP], "ok", "", 1),
+    "endless turns": ([BOX, *[CLICK] * 9], "ok", "", 5),
+    "a reply that ends in the middle": ([BOX, CLICK[:60]], "ok", "no tool call", 1),
+    "no reply at all": ([""], "fault", "no tool call", 0),
+    "another tool": ([BOX, call("erase", **THERE)], "ok", "no tool 'erase'", 1),
+    "arguments that are none": ([BOX, '<tool_call>{"name": "add_point", "arguments": [1, 2]}</tool_call>'], "ok", "names no slice", 1),
+    "huge numbers": ([BOX, call("add_bbox", **THERE, bbox_2d=[10**400, 1, 2, 3])], "ok", "four numbers", 1),
+    "stop at once": ([STOP], "absent", "stopped before anything", 0),
+}
+
+
+@pytest.mark.parametrize("segmenter", [GrowSegmenter(), PAINTER], ids=["grow", "scripted"])
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_has_an_outcome_and_is_told(name: str, segmenter: Segmenter) -> None:
+    said, status, message, turns = BAD[name]
+    _, episode = drawn_dialogue(said, segmenter)
+    assert len(episode.turns) == turns
+    assert message in episode.message
+    assert episode.status in (status, *(["unsupported"] if name == "only a click on nothing" else []))
+    assert len(episode.replies) <= 5
+    record = json.loads(json.dumps(episode.to_json()))
+    assert record["replies"] == list(episode.replies)
+    if status == "ok":
+        assert dice(episode, LEFT) > (0.9 if isinstance(segmenter, GrowSegmenter) else 0.0)
+    if name == "a click on nothing":
+        assert record["turns"][0]["status"] == "ok"
+
+
 class Failing(GrowSegmenter):
     """Fails or refuses at a turn."""
 
