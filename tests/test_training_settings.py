@@ -50,6 +50,24 @@ def test_small_models_are_trained_whole_and_large_ones_get_adapters(mr: Fingerpr
     assert [s.quantize for s in (nano, large)] == ["none", "none"]
 
 
+def test_what_a_protocol_changes(mr: Fingerprint) -> None:
+    plans = make_plans(mr, LAPTOP)
+
+    def of(name: str, parameters: int = 7_000_000, **edits: object) -> TrainSettings:
+        edited = make_plans(mr, LAPTOP, previous=plans.edited(edits)) if edits else plans
+        return settings_from(edited, "sft", parameters=parameters, units=80, protocol=load_protocol(name))
+
+    assert plans.value("lora.vision") == "frozen"
+    assert [of(name).train_vision for name in ("seer", "medvol-r1", "medsam-agent", "seerseg")] == [False, True, True, True]
+    assert not of("medvol-r1", 4_000_000_000).train_vision
+    assert of("seer").max_tokens == plans.value("tokens.budget")
+    words = plans.value("tokens.budget") - plans.value("tokens.images")
+    shown, reply = 16 * 16, plans.value("tokens.completion")  # 512 px
+    whole = words + 15 * shown + 4 * (reply + 3 * (shown + 64))
+    assert of("medsam-agent").max_tokens == -(-whole // 64) * 64
+    assert of("medvol-r1").max_tokens == -(-(words + 64 * 8 * 8) // 64) * 64
+
+
 def test_steps_follow_from_the_data(mr: Fingerprint) -> None:
     plans = make_plans(mr, LAPTOP)
     sft = settings_from(plans, "sft", parameters=1, units=81)

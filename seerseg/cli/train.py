@@ -206,6 +206,7 @@ class _Job:
             micro_batch=given["micro_batch"],
             learning_rate=given["lr"],
             dtype=given["dtype"] or ("float32" if self.device == "cpu" else None),
+            protocol=self.ground.protocol,
         )
         if not given["micro_batch"]:
             settings = fitting(settings, shape, self.ground.spec, _memory_bytes(self.device, hardware()))

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from seerseg.errors import PlanError, UsageError
 from seerseg.paths import read_json
 from seerseg.planning import FINGERPRINT_FILE, Hardware, Plans, hardware, load_fingerprint, load_plans, make_plans
+from seerseg.planning.rules import PIXELS_PER_TOKEN
 from seerseg.protocols.base import Protocol
 from seerseg.views import ViewSpec, agreed_views
 
@@ -24,6 +25,7 @@ Stage = Literal["sft", "grpo"]
 Tuning = Literal["lora", "full"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo")
 SETTINGS_SCHEMA = 1
+_PLACES = frozenset({"box2d", "box3d", "points"})
 SMALL_PARAMETERS = 100_000_000  # below this a whole model takes the rate "small" and learns the brief form of traces
 _COMPUTING = ("micro_batch", "accumulation", "processes", "dtype", "quantize", "checkpointing", "checkpoint_minutes", "cache_bytes")
 
@@ -127,9 +129,14 @@ def plans_for(folder: Path, name: str, edits: Mapping[str, Any] | None = None, m
 
 def settings_from(plans: Plans, stage: Stage, *, parameters: int, units: int, processes: int = 1, tuning: Tuning | None = None,
                   steps: int | None = None, max_new_tokens: int | None = None, micro_batch: int | None = None,
-                  learning_rate: float | None = None, dtype: str | None = None) -> TrainSettings:  # fmt: skip
+                  learning_rate: float | None = None, dtype: str | None = None,
+                  protocol: Protocol | None = None) -> TrainSettings:  # fmt: skip
     """The settings of a stage. parameters: of the whole reasoner; units: training samples (sft) or paraphrase sets (grpo);
-    processes: that share the batch. The rest takes the place of what the plan says.
+    processes: that share the batch; protocol: whose views and turns the budget of tokens is for, None for the planned views and one turn.
+    The rest takes the place of what the plan says.
+
+    A small model that is to answer places learns to see them, whatever the plan's rule for the vision tower says (unless a person
+    changed it): a tower that was only ever asked what is shown does not tell where.
 
     UsageError when the batch cannot be shared so.
     """
@@ -143,14 +150,17 @@ def settings_from(plans: Plans, stage: Stage, *, parameters: int, units: int, pr
     evaluations = int(value(f"{stage}.evaluations"))
     micro = _micro_batch(batch, processes, micro_batch or int(value(f"{stage}.micro_batch")))
     precision = dtype or str(value("device.precision"))
+    vision = value("lora.vision") == "trained"
+    if protocol is not None and kind == "small" and _PLACES & protocol.prompt_kinds and not plans.values["lora.vision"].edited:
+        vision = True
     return TrainSettings(
         stage=stage,
         tuning=chosen,
         lora_rank=int(value("lora.rank")),
         lora_alpha=int(value("lora.alpha")),
         lora_targets=str(value("lora.targets")),
-        train_vision=value("lora.vision") == "trained",
-        max_tokens=int(value("tokens.budget")),
+        train_vision=vision,
+        max_tokens=dialogue_tokens(plans, protocol),
         max_new_tokens=max_new_tokens or int(value("tokens.completion")),
         batch=batch,
         paraphrases=int(value("paraphrases.count")),
@@ -177,6 +187,22 @@ def settings_from(plans: Plans, stage: Stage, *, parameters: int, units: int, pr
         checkpoint_minutes=float(value("checkpoint.minutes")),
         cache_bytes=int(value("queue.bytes")),
     )
+
+
+def dialogue_tokens(plans: Plans, protocol: Protocol | None) -> int:
+    """Tokens that planning allows a whole dialogue: the plan's budget, for a protocol with views or turns of its own that budget with its
+    images, and for every further turn a reply and the planes shown after the one before it, each with 64 tokens of words."""
+    budget = int(plans.value("tokens.budget"))
+    if protocol is None:
+        return budget
+    spec, planned = views_of(plans, protocol), plans.view_spec()
+    if protocol.max_turns == 1 and spec == planned:
+        return budget
+    planes = 1 + len(spec.also)
+    image = math.ceil(spec.size_px / PIXELS_PER_TOKEN) ** 2
+    opening = budget - int(plans.value("tokens.images")) + image * spec.count * planes
+    further = int(plans.value("tokens.completion")) + (image + 64) * planes
+    return 64 * math.ceil((opening + (protocol.max_turns - 1) * further) / 64)
 
 
 def fit_to_memory(settings: TrainSettings, needed_bytes: Mapping[int, int], available_bytes: int) -> TrainSettings:
