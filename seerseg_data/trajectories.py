@@ -29,9 +29,9 @@ class Expert:
     """How the expert behaves.
 
     jitter: standard deviation of each box edge, as share of that side; imperfect: rate of deliberately bad boxes (shifted or of a wrong
-    size), so that mending is learned; most_prompts: boxes and clicks before the stop, so that there are at most five turns;
-    least_gain: of Dice, below which a click is taken back and the next largest error tried; tries: errors tried per turn before
-    stopping; least_dice: of the end, below which the trajectory is dropped.
+    size), so that mending is learned, the box itself being seen and not learned; most_prompts: boxes and clicks before the stop, so
+    that there are at most five turns; least_gain: of Dice, below which a click is taken back and the next largest error tried; tries:
+    errors tried per turn before stopping; least_dice: of the end, below which the trajectory is dropped.
     """
 
     jitter: float = 0.04
@@ -96,7 +96,7 @@ def demonstrate(
         first = session.add(Prompt(boxes=(box,)))
         if first.mask is None:
             return Trajectory((), 0.0, 0.0, imperfect, f"the segmenter refused the box: {first.message}")
-        turns = [Turn(Prompt(boxes=(box,)), _dice(first.mask.array, target), encode_runs(first.mask.array))]
+        turns = [Turn(Prompt(boxes=(box,)), _dice(first.mask.array, target), encode_runs(first.mask.array), learn=not imperfect)]
         mask, clicked = first.mask.array, set[tuple[int, int, int]]()
         while len(turns) < expert.most_prompts:
             found = _click(session, mask, target, volume, axis, None if indices is None else seen, turns[-1].dice, expert, clicked)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -262,6 +263,20 @@ def test_a_whole_dialogue_is_one_row_with_the_loss_of_its_turns(toy: tc.Toy, gro
     assert loss == pytest.approx(sum(part for _, part in rows), rel=1e-5)
     apart = losses([whole, turns[0]], 0, 1)
     assert apart[1] == pytest.approx(loss + rows[0][1], rel=1e-5), "padded beside a shorter one"
+
+
+def test_a_deliberately_bad_start_is_seen_and_not_learned(toy: tc.Toy, ground: Ground, reasoner: Any, tmp_path: Path) -> None:
+    row = spatial_trace(toy, ground, ground.fold.train[0])
+    first, *others = row.trace.turns
+    bad = replace(row, trace=replace(row.trace, turns=(replace(first, learn=False), *others)))
+    write_traces(tmp_path / "t.jsonl", {"dataset": tc.NAME}, [bad])
+    agent = ground_of(toy, "medsam-agent", traces=tmp_path / "t.jsonl")
+    model = reasoner("qwen3")
+    turns = read_samples(agent).train
+    assert [s.turn for s in turns] == [1, 2]
+    (whole,) = read_samples(agent, whole=True).train
+    labels = Collator(model, agent, [whole])([{"sample": 0}])["labels"][0]
+    assert labels[labels != IGNORED].tolist() == [t for reply in whole.replies[1:] for t in model.encode_reply(reply)]
 
 
 def test_who_goes_on_from_tokens(toy: tc.Toy, reasoner: Any) -> None:

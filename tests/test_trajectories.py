@@ -58,6 +58,7 @@ def test_the_same_seed_gives_the_same_trajectory_and_imperfect_starts_are_mended
     assert [t.dice for t in runs[0].turns] == [t.dice for t in runs[1].turns]
     assert [t.prompt.to_json() for t in runs[0].turns[:-1] if t.prompt] == [t.prompt.to_json() for t in runs[1].turns[:-1] if t.prompt]
     assert all(run.imperfect and run.final > run.start for run in runs)
+    assert [t.learn for t in runs[0].turns] == [False] + [True] * (len(runs[0].turns) - 1), "the bad box is not to be learned"
     assert runs[2].turns[0].prompt != runs[0].turns[0].prompt
 
 

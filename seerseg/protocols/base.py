@@ -36,12 +36,14 @@ class KeySlice:
 
 @dataclass(frozen=True)
 class Turn:
-    """One action of a trajectory. prompt: what the segmenter was given, None for stopping; dice: of the mask after it; mask:
-    that mask (`volume.encode_runs`), "" when there is none yet."""
+    """One action of a trajectory. prompt: what the segmenter was given, None for stopping; dice: of the mask after it; mask: that mask
+    (`volume.encode_runs`), "" when there is none yet; learn: the action is to be learned, and not only to be seen as what there is to
+    mend."""
 
     prompt: Prompt | None
     dice: float
     mask: str = ""
+    learn: bool = True
 
 
 @dataclass(frozen=True)

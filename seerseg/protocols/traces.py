@@ -4,7 +4,7 @@
     {"id", "case", "text", "target", "style", "language_split", "evidence", "rationale", "answer", "skill",
      "brief": [evidence, rationale],
      "slices": [{"axis", "index", "area", "boxes": [[lo, lo, hi, hi], ...], "points": [[z, y, x], ...]}, ...],
-     "turns": [{"prompt": {...} | null, "dice", "mask"}, ...], "source": {...}}
+     "turns": [{"prompt": {...} | null, "dice", "mask", ["learn"]}, ...], "source": {...}}
 
 Voxel numbers are of the case's canonical grid (Z, Y, X); boxes are half-open edges along the two axes of the slice.
 """
@@ -73,7 +73,15 @@ class TraceRow:
                 for s in self.trace.slices
             ]
         if self.trace.turns:
-            line["turns"] = [{"prompt": t.prompt.to_json() if t.prompt else None, "dice": t.dice, "mask": t.mask} for t in self.trace.turns]
+            line["turns"] = [
+                {
+                    "prompt": t.prompt.to_json() if t.prompt else None,
+                    "dice": t.dice,
+                    "mask": t.mask,
+                    **({} if t.learn else {"learn": False}),
+                }
+                for t in self.trace.turns
+            ]
         if self.source:
             line["source"] = dict(self.source)
         return line
@@ -92,7 +100,9 @@ class TraceRow:
             )
             for s in line.get("slices", ())
         )
-        turns = tuple(Turn(_prompt(t["prompt"]), float(t["dice"]), str(t["mask"])) for t in line.get("turns", ()))
+        turns = tuple(
+            Turn(_prompt(t["prompt"]), float(t["dice"]), str(t["mask"]), bool(t.get("learn", True))) for t in line.get("turns", ())
+        )
         said = {key: line[key] for key in ("id", "case", "text", "style", "language_split", "evidence", "rationale", "answer")}
         if not all(isinstance(value, str) for value in said.values()) or not said["answer"]:
             raise ValueError("a text is missing")

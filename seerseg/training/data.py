@@ -29,7 +29,7 @@ from seerseg.reasoners.base import Reasoner
 from seerseg.reasoners.decoding import Encoded
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.segmenters.base import Segmenter
-from seerseg.skills.base import Retriever, Skill
+from seerseg.skills.base import Retriever, Skill, glossed
 from seerseg.store import open_case, stored_cases
 from seerseg.training.lessons import Lessons
 from seerseg.training.settings import views_of
@@ -243,7 +243,8 @@ def _turns(
         except DatasetError as error:
             left_out[str(error)] = left_out.get(str(error), 0) + 1
             continue
-        turns: Sequence[int | None] = (None,) if whole and len(replies) > 1 else range(len(replies))
+        several = whole and len(replies) > 1
+        turns: Sequence[int | None] = (None,) if several else [n for n in range(len(replies)) if _is_learned(row.trace, n)]
         yield from (Sample(row, replies, turn, skills) for turn in turns)
 
 
@@ -263,7 +264,7 @@ class _Blank:
 def dialogue_of(sample: Sample, ground: Ground, views: CaseViews) -> list[Message]:
     """All messages before the reply to learn (the first one of a whole dialogue), as an episode that went as the trace did would have
     them."""
-    messages = ground.protocol.opening(views, sample.row.text, sample.skills, ground.targets.names)
+    messages = ground.protocol.opening(views, glossed(sample.row.text, sample.skills), sample.skills, ground.targets.names)
     for turn in range(sample.turn or 0):
         messages += [text_message("assistant", sample.replies[turn]), shown_after(sample, turn, ground, views)]
     return messages
@@ -284,6 +285,10 @@ def shown_after(sample: Sample, turn: int, ground: Ground, views: CaseViews) -> 
 
 def _drawn(trace: Trace, turn: int) -> str:
     return trace.turns[turn].mask if turn < len(trace.turns) else ""
+
+
+def _is_learned(trace: Trace, turn: int) -> bool:
+    return turn >= len(trace.turns) or trace.turns[turn].learn
 
 
 def schedule(count: int, total: int, seed: int) -> list[int]:
@@ -324,7 +329,8 @@ class Collator:
             if added is None:
                 added = self._known[key] = self.reasoner.continuation(shown_after(sample, turn, self.ground, views))
             reply = self.reasoner.encode_reply(said)
-            earlier.append((len(so_far.ids), len(so_far.ids) + len(reply)))
+            if _is_learned(sample.row.trace, turn):
+                earlier.append((len(so_far.ids), len(so_far.ids) + len(reply)))
             so_far = self.reasoner.append(so_far, reply, added)
         return so_far, self.reasoner.encode_reply(sample.replies[-1]), earlier
 
