@@ -9,7 +9,7 @@ Prints CPU seconds to write, to open the first time (the index is made) and agai
 
 --held_out: a skill for three of five structures of the vocabulary, from its training-language forms but one. Asked in a sentence with a
 form of the skill, with one that has a slip, or with the form that was held out, the structure's skill is right; asked with a form of a
-structure without a skill, nothing is. Offset and threshold are fitted (`calibrate`, F0.5) on half of the structures, and measured on
+structure without a skill, nothing is. Scale, margin and threshold are fitted (`calibrate`, F0.5) on half of the structures, and measured on
 the other half.
 """
 
@@ -96,8 +96,8 @@ def held_out(folder: Path | None, seeds: int) -> None:
         rows.setdefault("words, as shipped", []).append((*measured(plain, Weights(), None, measure), 0.0, Weights().threshold))
         ways: list[tuple[str, Any, tuple[Weights, ...]]] = [("words, fitted", None, (Weights(),))]
         if encoder is not None:
-            offsets = tuple(replace(Weights(), offset=o) for o in (-0.05, 0.05, 0.15))
-            ways.append(("words or meaning", encoder, offsets))
+            scales = tuple(replace(ENCODED, scale=a, margin=m) for a in (0.34, 0.7, 1.0) for m in (0.0, 0.02))
+            ways.append(("words or meaning", encoder, scales))
             ways.append(("meaning alone", encoder, (Weights(lexical=0.0, cosine=0.0),)))
         for name, encode, tried in ways:
             index = plain if encode is None else plain.embedded(encode)
@@ -105,15 +105,15 @@ def held_out(folder: Path | None, seeds: int) -> None:
                 (calibrate(index, ((q, ids) for q, ids, _ in fit), w, encoder=encode) for w in tried),
                 key=lambda w: measured(index, w, encode, fit)[-2],
             )
-            rows.setdefault(name, []).append((*measured(index, best, encode, measure), best.offset, best.threshold))
+            rows.setdefault(name, []).append((*measured(index, best, encode, measure), best.scale, best.threshold))
         if encoder is not None:
-            shipped = (*measured(plain.embedded(encoder), ENCODED, encoder, measure), ENCODED.offset, ENCODED.threshold)
+            shipped = (*measured(plain.embedded(encoder), ENCODED, encoder, measure), ENCODED.scale, ENCODED.threshold)
             rows.setdefault("either, as shipped", []).append(shipped)
-    print(f"{'':20} precision  recall of {'  '.join(KINDS)}  shown for nothing  F0.5  ms a request  offset  threshold")
+    print(f"{'':20} precision  recall of {'  '.join(KINDS)}  shown for nothing  F0.5  ms a request   scale  threshold")
     for name, found in rows.items():
-        precision, *recalls, idle, score, took, offset, cut = np.mean(found, axis=0)
+        precision, *recalls, idle, score, took, scale, cut = np.mean(found, axis=0)
         each = "  ".join(f"{r:{len(kind)}.3f}" for r, kind in zip(recalls, KINDS, strict=True))
-        print(f"{name:20} {precision:9.3f}            {each} {idle:18.3f} {score:5.3f} {took:13.2f} {offset:7.2f} {cut:10.3f}")
+        print(f"{name:20} {precision:9.3f}            {each} {idle:18.3f} {score:5.3f} {took:13.2f} {scale:7.2f} {cut:10.3f}")
     if encoder is not None:
         print(f"the encoder takes {1e3 * encoder.seconds / len(encoder.known):.1f} ms of CPU a text, beside that")
 

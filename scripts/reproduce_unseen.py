@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from reproduce_mini import FOLD, Run, parser
+from reproduce_mini import FOLD, FREE, LEXICON, Run, parser
 
 from seerseg.dataset import Request, label_prompts, load_splits
 from seerseg.evolution.arena import StoreArena, bare
@@ -74,8 +74,8 @@ class Unseen(Run):
             self.write(table)
 
         add("segmenter alone, label prompts", self.alone, [r for r in label_prompts(self.dataset, cases) if takes_part(r)])
-        add("segmenter alone, free text", self.alone, free)
-        add("lexicon, training vocabulary", self.lexicon, free)
+        add(FREE, self.alone, free)
+        add(LEXICON, self.lexicon, free)
         self.with_bank(add, "lexicon", self.lexicon, free)
         if self.given.model is not None:
             self.shipped = Model(_named(self.shipped, self.given.model), segmenter_given=self.segmenter)

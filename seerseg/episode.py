@@ -23,7 +23,7 @@ from seerseg.protocols.messages import Message, TextPart, text_message
 from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import RefiningSession, Segmentation, Segmenter, Session
-from seerseg.skills.base import EmptyBank, Query, Retriever, Skill, named_skills
+from seerseg.skills.base import EmptyBank, Query, Retriever, Skill, glossed, named_skills
 from seerseg.views import CaseViews
 from seerseg.vocabulary import Vocabulary
 from seerseg.volume import Mask, Volume
@@ -151,7 +151,7 @@ class Dialogue:
     segment_s: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
-        self.messages = self.protocol.opening(self.views, self.request, self.skills, self.targets.names)
+        self.messages = self.protocol.opening(self.views, glossed(self.request, self.skills), self.skills, self.targets.names)
 
     def step(self, reply: str) -> bool:
         """Take a reply. True when no further reply is wanted (what is `pending` may still have to be drawn)."""

@@ -7,18 +7,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from seerseg.dataset import Request
 from seerseg.errors import BankError
 from seerseg.evolution.arena import Outcome, StoreArena, bare
-from seerseg.evolution.distillation import Telling, distil
+from seerseg.evolution.distillation import Telling, distil, taught
 from seerseg.evolution.loop import EvolveSettings, SeerLoop, lower_bound
 from seerseg.evolution.writer import LessonWriter, facts
 from seerseg.model import Model, ModelSpec
 from seerseg.skills.base import Audit, EmptyBank, Query, Retriever, Skill
 from seerseg.skills.fence import Fence
-from seerseg.skills.retrieval import FrozenBank
+from seerseg.skills.retrieval import ENCODED, FrozenBank, Weights
 from seerseg.skills.store import BankFolder
 from seerseg.vocabulary import Vocabulary
 
@@ -278,3 +279,99 @@ def test_lessons_of_a_writer_go_through_the_loop(tmp_path: Path) -> None:
     assert learned["spleen"].startswith("the request says 'quax'")
     assert writer.kept >= 1
     assert writer.refused["without the words"] >= 1
+
+
+# --- what training requests teach, and words that nobody taught
+
+
+def test_training_requests_teach_words_that_the_reasoner_knew_already() -> None:
+    asked = [Request(f"t{i}-{n}", f"t{i}", text, ("liver",), "formal_task") for i in range(3) for n, text in enumerate(TAUGHT)]
+    asked.append(Request("t1-no", "t1", "everything but not the hepatic organ", ("spleen",), "negated"))
+    asked.append(Request("t1-away", "t1", "the uterus please", None, "out_of_region_reference"))
+    telling = Telling.of(((r.text, (r.target or ("absent",))[0]) for r in asked), VOCABULARY)
+    made = taught(asked, telling=telling, truth_of=lambda r: (r.target or ("absent",))[0], modality_of=lambda case: "CT")
+    assert {s.target for s in made} == {"liver"}
+    words = {word for s in made for word in s.words}
+    assert {"liver", "zorb"} <= words, "the vocabulary's word, and one that no vocabulary knows"
+    assert all(s.status == "candidate" and s.audit.origin == "taught" and s.what == "answer liver" for s in made)
+    assert {source.split("/")[0] for s in made for source in s.audit.sources} <= {"t0", "t1", "t2"}
+    again = taught(list(reversed(asked)), telling=telling, truth_of=lambda r: (r.target or ("absent",))[0], modality_of=lambda case: "CT")
+    assert {s.id for s in again} == {s.id for s in made}, "the order of the requests does not matter"
+
+
+TAUGHT = ("segment the liver", "mark that zorb", "show liver now")
+
+
+def test_a_word_that_is_said_of_two_targets_teaches_nothing() -> None:
+    asked = [Request(f"t{i}-{t}", f"t{i}", "mark that zorb", (t,), "chat") for i in range(3) for t in ("liver", "spleen")]
+    telling = Telling.of(((r.text, (r.target or ("",))[0]) for r in asked), VOCABULARY)
+    assert taught(asked, telling=telling, truth_of=lambda r: (r.target or ("",))[0], modality_of=lambda case: None) == []
+
+
+class Means:
+    """An encoder that knows that a zorb and a gnorf are one thing."""
+
+    identity = "means-1"
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        def vector(text: str) -> list[float]:
+            return [float(any(w in text for w in group)) + 1e-3 for group in (("zorb", "gnorf"), ("quax", "plim"), ("kidney",))]
+
+        found = np.array([vector(t) for t in texts], np.float32).reshape(-1, 3)
+        return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+class Knowing(Table):
+    """A reasoner that knows the slang of training requests but not of others."""
+
+    def run(self, requests: Sequence[Request], bank: Retriever) -> list[Outcome]:
+        out = []
+        for r, o in zip(requests, super().run(requests, bank), strict=True):
+            known = next((t for w, t in SLANG.items() if w in r.text), None) if not o.shown else None
+            out.append(o if known is None else replace(o, answer=known, dice=0.9 if known == o.truth else 0.0))
+        return out
+
+
+def test_words_that_nobody_taught_are_found_near_what_was_taught(tmp_path: Path) -> None:
+    arena = Knowing()
+    made = loop(tmp_path, arena, rounds=1)
+    strange = [
+        Request(f"{case}-v{t}", case, f"please outline the {w} here", (t,), "chat", "val")
+        for case in BANK
+        for w, t in (("gnorf", "liver"), ("plim", "spleen"))
+    ]
+    made.testing = [*made.testing, *strange]
+    made.encoder, made.weights = Means(), ENCODED
+    made.__post_init__()
+    (report,) = made.run()
+    assert report.mean_plain == pytest.approx(0.9), "in training language there is nothing to gain"
+    bank = FrozenBank.open(tmp_path, weights=ENCODED, encoder=Means())
+    for word, target in (("gnorf", "liver"), ("plim", "spleen")):
+        found = bank.retrieve(Query(f"a {word}, if you please", "CT"), 3)
+        assert {s.target for s in found} == {target}
+        test = found[0].audit.accepted
+        assert test is not None
+        assert (test.language, test.unlike >= 4, test.low > 0) == ("val", True, True)
+    assert bank.retrieve(Query("a kidney, if you please", "CT"), 3) == []
+    assert bank.retrieve(Query("the organ but not the gnorf", "CT"), 3) == [], "what is denied is not asked for"
+
+
+def test_held_out_words_are_refused_in_experiments(tmp_path: Path) -> None:
+    everything = requests([*TRAIN, *TEST])
+    fence = Fence.around(TEST, everything, everything, ["gnorf", "zorb"])
+    fence.check(planted("answer liver", ("zorb",), sources=("t1/t1-zorb",)))
+    with pytest.raises(BankError, match=r"holds 'gnorf', a word of held-out language"):
+        fence.check(planted("answer liver", ("old gnorf",), sources=("t1/t1-zorb",)))
+
+
+def test_a_skill_that_changes_nothing_is_kept_as_a_rival_only(tmp_path: Path) -> None:
+    idle = planted("answer liver", ("the liver",))
+    BankFolder(tmp_path).change(lambda s: {idle.id: idle}, "planted")
+    loop(tmp_path, Table(), rounds=1).run()
+    after = BankFolder(tmp_path).skills()[idle.id]
+    assert (after.status, after.audit.note) == ("candidate", "no gain in round 1: a rival")
+    assert FrozenBank.open(tmp_path).retrieve(Query("mark the liver", "CT"), 3) == []
+    other = replace(planted("answer spleen", ("liver thing",)), id="s-other")
+    close = FrozenBank.of([after, other], weights=Weights(threshold=0.3, margin=0.2))
+    assert close.retrieve(Query("mark the liver", "CT"), 3) == [], "its words still mean something else"
+    assert FrozenBank.of([after, other], weights=Weights(threshold=0.3)).retrieve(Query("mark the liver", "CT"), 3) == [other]

@@ -108,7 +108,7 @@ def test_a_skill_is_found_by_its_meaning_and_by_its_words(tmp_path: Path) -> Non
     bank = FrozenBank.open(tmp_path, weights=ENCODED, encoder=encoder)
     assert bank.retrieve(Query("outline the heart"), 1) == [HEART], "no word in common"
     assert FrozenBank.open(tmp_path).retrieve(Query("outline the heart"), 1) == []
-    far = FrozenBank.open(tmp_path, weights=replace(ENCODED, offset=0.9), encoder=encoder)
+    far = FrozenBank.open(tmp_path, weights=replace(ENCODED, scale=10), encoder=encoder)
     assert far.retrieve(Query("outline the heart"), 1) == []
     assert far.retrieve(Query("the big pump please"), 1) == [HEART], "words count as ever"
     assert encoder.asked.count("big pump") == 1, "phrases are embedded once"

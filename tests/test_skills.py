@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seerseg.errors import BankError
-from seerseg.skills.base import Acceptance, Audit, Query, Skill, check_skill, named_skills
+from seerseg.skills.base import Acceptance, Audit, Query, Skill, check_skill, glossed, named_skills
 from seerseg.skills.retrieval import FrozenBank, SkillIndex, Weights, calibrate, open_index
 from seerseg.skills.seer_preset import SeerKeys, SeerRetriever, TruthQuery, seer_score
 from seerseg.skills.store import BankFolder, merge_skills, read_skills, retire, write_skills
@@ -102,6 +102,10 @@ def test_rationales_name_skills() -> None:
     shown = (LV_BRAIN, LUNG)
     assert named_skills(f"by {LUNG.id}", shown) == (LUNG.id,)
     assert named_skills("using [1], MR", shown) == (LV_BRAIN.id,)
+    assert named_skills("[ 2 ] lung", shown) == (LUNG.id,), "a tokeniser may part brackets and number"
+    assert glossed("the lft lnug", (LUNG,)) == "the lft lnug (by skill [1]: left lung)"
+    assert glossed("x", ()) == "x"
+    assert glossed("x", shown) == "x", "two names: none is told"
     assert named_skills("messy_input_repair", shown) == (LUNG.id,)
     assert named_skills("none", shown) == ()
 

@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from seerseg.dataset import RawDataset, Request, Splits
     from seerseg.evolution.loop import Round, SeerLoop
     from seerseg.evolution.writer import LessonWriter
+    from seerseg.planning import Plans
 
 MODES = ("frozen", "transductive")
+ACCEPT_IN = ("val", "own")
 
 
 @command("seerseg_evolve", epilog="Examples: seerseg_evolve 4 0 --rounds 3 | seerseg_evolve 4 0 -m MODEL | seerseg_predict ... --bank DIR")
@@ -30,6 +32,12 @@ MODES = ("frozen", "transductive")
 @option("--rounds", type=click.IntRange(1), default=3, help="Rounds in all; those that the bank holds are not done again.")
 @option("--per_round", type=click.IntRange(1), default=400, help="Training requests of a round, whole paraphrase sets.")
 @option("--tests", type=click.IntRange(3), default=24, help="Bank requests that a skill is tried on at most.")
+@option(
+    "--accept_in",
+    type=click.Choice(ACCEPT_IN),
+    default="val",
+    help="Bank requests to try skills on: val: also in validation language, made where there are none; own: those of requests.jsonl.",
+)
 @option("--mode", type=click.Choice(MODES), default="frozen", help="transductive: SEER's released loop, on test cases with test labels.")
 @option(
     "--vocabulary",
@@ -152,7 +160,10 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
     def truth_of(request: Request) -> str:
         return ABSENT if request.target is None else " and ".join(dataset.canonical(label) for label in request.target)
 
-    everything = dataset.requests
+    if given["mode"] == "frozen" and given["accept_in"] == "val":
+        testing = [*testing, *_in_validation_language(dataset, splits, given["fold"], plans, testing)]
+    everything = [*dataset.requests, *testing]
+    unseen = _held_out_words(dataset) if given["vocabulary_splits"] == "train" else ()
     made = SeerLoop(
         arena=arena,
         raw=verbatim,
@@ -163,7 +174,8 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
         truth_of=truth_of,
         modality_of=arena.modality,
         settings=EvolveSettings(rounds=given["rounds"], per_round=given["per_round"], tests=given["tests"], seed=given["seed"]),
-        fence=Fence.around(held, everything, everything) if given["mode"] == "frozen" else None,
+        fence=Fence.around(held, everything, everything, unseen) if given["mode"] == "frozen" else None,
+        names=model.targets.names if model.targets.closed else (),
     )
     if given["writer"]:
         made.writer = _writer(given, model.targets.names, made.fence)
@@ -173,6 +185,30 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
 
         made.encoder, made.weights = SentenceEncoder(Path(given["encoder"]), device=model.device), ENCODED
     return made, folder
+
+
+def _in_validation_language(dataset: RawDataset, splits: Splits, fold: int, plans: Plans, own: list[Request]) -> list[Request]:
+    """Requests of the bank cases in validation language, by the plan, for cases that `own` holds none of."""
+    from dataclasses import replace
+
+    from seerseg_data.requests.generate import Settings, make
+
+    asked = {r.case for r in own if r.language_split == "val"}
+    bank = tuple(case for case in splits.folds[fold].bank if case not in asked)
+    if not bank:
+        return []
+    alone = replace(splits, test=(), folds=(replace(splits.folds[fold], train=(), val=(), bank=bank),))
+    labelled = {case: files for case, files in dataset.cases.items() if case in bank}
+    some = replace(dataset, cases=labelled, test_cases={})
+    return make(some, splits=alone, settings=Settings.from_plans(plans, language="val")).requests
+
+
+def _held_out_words(dataset: RawDataset) -> list[str]:
+    """Words of validation and test language for the dataset's targets."""
+    from seerseg.vocabulary import Vocabulary
+
+    entries = [Vocabulary.load().resolve(dataset.canonical(label)) for label in dataset.labels]
+    return [text for entry in entries if entry is not None for text in entry.texts(splits=("val", "test"))]
 
 
 def _told(made: SeerLoop) -> dict[str, Any]:

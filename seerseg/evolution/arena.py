@@ -47,6 +47,10 @@ class Outcome:
         return self.named or self.shown[:1]
 
 
+SHOWN = 2
+"""Counts how skills are shown, so that outcomes of an earlier way are not taken for those of this one."""
+
+
 class Arena(Protocol):
     """Something that runs requests with a bank and knows how well they went."""
 
@@ -112,7 +116,7 @@ class StoreArena:
         return self._modalities[case]
 
     def _key(self, request: Request, skills: Sequence[Skill]) -> str:
-        said = [self._identity, self._readings, request.case, request.text, [s.id for s in skills], self._truth(request)]
+        said = [self._identity, self._readings, request.case, request.text, [f"{s.id}/{SHOWN}" for s in skills], self._truth(request)]
         return hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=12).hexdigest()
 
     def _truth(self, request: Request) -> str:

@@ -1,4 +1,6 @@
-"""From outcomes on training cases to candidate skills: which words meant which target, and what they were mistaken for.
+"""From training cases to candidate skills: which words meant which target, and what they were mistaken for. `distil` learns from how
+requests went (wins and failures), `taught` from the requests alone: every word for a target that training language holds, whether or not
+the reasoner knew it, so that words that nobody taught may be found near them.
 
 The templates per tag follow SEER's rule templates in kind (arXiv 2603.08215, released code v1.1: tag, trigger, act); the wording, the
 search for the telling words and the lessons from failures are our own.
@@ -12,14 +14,28 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from seerseg.dataset import Request
 from seerseg.errors import BankError
 from seerseg.evolution.arena import Outcome
 from seerseg.protocols.base import ABSENT
 from seerseg.skills.base import DEFAULT_TAG, MAX_FIELD_CHARS, MAX_WORDS, TAG_OF_STYLE, Audit, Skill, check_skill
+from seerseg.skills.retrieval import asked
 from seerseg.vocabulary import Vocabulary, words
 
 LONGEST = 4  # words of a telling phrase
+MOST_WORDS = 14  # of a form of the vocabulary
 PURE = 0.95
+KINDS = {
+    "name": DEFAULT_TAG,
+    "synonym": DEFAULT_TAG,
+    "abbreviation": "ABBR_DISAMBIGUATE",
+    "lay": "CLINICAL_REQUEST_NORMALIZE",
+    "description": "CLINICAL_REQUEST_NORMALIZE",
+    "relation": "CLINICAL_REQUEST_NORMALIZE",
+}
+"""Kind of a word of the vocabulary -> tag of the skill that keeps it."""
+COMMON = 0.02
+SOURCES = 24  # requests that a taught skill names as where it comes from, at most
 Writer = Callable[[Sequence[Skill]], Sequence[Skill]]
 """Rewrites the wording of candidates (a language model, say: `seerseg.evolution.writer`), in order; what it returns is checked like any
 skill."""
@@ -49,6 +65,11 @@ class Telling:
             for run in set(_runs(words(text))):
                 made.counts[run][truth] += 1
         return made
+
+    def share(self, run: tuple[str, ...], truth: str) -> float:
+        """Of the training requests that hold a run of at most LONGEST words the share that means this target."""
+        seen = self.counts.get(run, Counter())
+        return seen[truth] / max(1, sum(seen.values()))
 
     def phrase(self, text: str, truth: str) -> str:
         """The run of words of the text that tells the target best: pure, frequent, short; else its words that are not everyday words."""
@@ -97,6 +118,83 @@ def distil(
     return [skill for skill in worded if _may_be_shown(skill)]
 
 
+def taught(
+    requests: Sequence[Request],
+    *,
+    telling: Telling,
+    truth_of: Callable[[Request], str],
+    modality_of: Callable[[str], str | None],
+) -> list[Skill]:
+    """Candidates from training requests, whatever came of them: per target, modality and kind of words the words for it, those of most
+    requests first, at most MAX_WORDS a skill.
+
+    A request's words for its target are the longest form of the vocabulary that it holds, else its telling phrase where COMMON of those for
+    it have it (slips are rarer); neither where it is said of other targets too. Requests that deny something or ask for what is not there
+    teach nothing.
+    """
+    found: dict[tuple[str, str, str], dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
+    asked_for = Counter(truth_of(request) for request in requests)
+    forms: dict[str, dict[str, tuple[str, str]]] = {}
+    for request in requests:
+        truth = truth_of(request)
+        if truth == ABSENT or asked(request.text) != request.text:
+            continue
+        if truth not in forms:
+            forms[truth] = _forms(truth, telling.vocabulary)
+        said = words(request.text)
+        held = max((run for run in _runs(said, most=MOST_WORDS) if " ".join(run) in forms[truth]), key=len, default=None)
+        if held is not None:
+            phrase, tag = forms[truth][" ".join(held)]
+            pure = len(held) > LONGEST or telling.share(held, truth) >= PURE
+        else:
+            phrase, tag = telling.phrase(request.text, truth), TAG_OF_STYLE.get(request.style, DEFAULT_TAG)
+            pure = telling.share(tuple(phrase.split()), truth) >= PURE
+        if phrase and pure:
+            found[(tag, truth, modality_of(request.case) or "")][phrase].append(request)
+    made = []
+    for (tag, truth, modality), phrases in sorted(found.items()):
+        known = {text for text, _ in forms[truth].values()}
+        own = max(2, COMMON * asked_for[truth])
+        kept = {p: r for p, r in phrases.items() if p in known or len({one.case for one in r}) >= own}
+        ranked = sorted(kept, key=lambda p: (-len(kept[p]), p))
+        for start in range(0, len(ranked), MAX_WORDS):
+            part = {p: kept[p] for p in ranked[start : start + MAX_WORDS]}
+            made.append(_taught(tag, truth, modality, part))
+    return [skill for skill in made if _may_be_shown(skill)]
+
+
+def _forms(truth: str, vocabulary: Vocabulary) -> dict[str, tuple[str, str]]:
+    """Folded form -> the form as it is written, and the tag of its kind; of a target's own words."""
+    entry = vocabulary.resolve(truth)
+    listed = [(truth, DEFAULT_TAG), *((s.text, KINDS[s.kind]) for s in (entry.surfaces if entry is not None else ()))]
+    made: dict[str, tuple[str, str]] = {}
+    for text, tag in listed:
+        made.setdefault(" ".join(words(text)), (text, tag))
+    return made
+
+
+def _taught(tag: str, truth: str, modality: str, phrases: Mapping[str, Sequence[Request]]) -> Skill:
+    requests = [r for group in phrases.values() for r in group]
+    example = min(requests, key=lambda r: (len(r.text), r.text))
+    return Skill(
+        id="",
+        tag=tag,
+        when=_when(list(phrases), modality),
+        what=f"answer {truth}",
+        words=tuple(phrases),
+        target=truth,
+        modalities=(modality,) if modality else (),
+        example=_plain(f"'{example.text[:160]}' -> {truth}"),
+        status="candidate",
+        audit=Audit("taught", tuple(sorted({f"{r.case}/{r.id}" for r in requests})[:SOURCES])),
+    )
+
+
+def _when(phrases: Sequence[str], modality: str) -> str:
+    listed = ", ".join(f"'{p}'" for p in phrases[:4])
+    return _plain(f"the request says {listed}" + (f" on {modality}" if modality else ""))[:MAX_FIELD_CHARS]
+
+
 def _may_be_shown(skill: Skill) -> bool:
     try:
         check_skill(skill, "distilled")
@@ -108,13 +206,12 @@ def _may_be_shown(skill: Skill) -> bool:
 def _candidate(tag: str, truth: str, modality: str, found: Mapping[str, Sequence[Outcome]]) -> Skill:
     outcomes = [o for group in found.values() for o in group]
     wrong = Counter(o.answer for o in outcomes if o.answer not in ("", truth) and o.dice < 0.5)
-    listed = ", ".join(f"'{p}'" for p in list(found)[:4])
     target = None if truth == ABSENT else truth
     example = min(outcomes, key=lambda o: (len(o.text), o.text))
     return Skill(
         id="",
         tag=tag,
-        when=_plain(f"the request says {listed}" + (f" on {modality}" if modality else ""))[:MAX_FIELD_CHARS],
+        when=_when(list(found), modality),
         what=f"answer {truth}",
         words=tuple(found),
         target=target,
@@ -126,8 +223,8 @@ def _candidate(tag: str, truth: str, modality: str, found: Mapping[str, Sequence
     )
 
 
-def _runs(tokens: Sequence[str]) -> list[tuple[str, ...]]:
-    return [tuple(tokens[i : i + n]) for n in range(1, LONGEST + 1) for i in range(len(tokens) - n + 1)]
+def _runs(tokens: Sequence[str], most: int = LONGEST) -> list[tuple[str, ...]]:
+    return [tuple(tokens[i : i + n]) for n in range(1, most + 1) for i in range(len(tokens) - n + 1)]
 
 
 def _plain(text: str) -> str:

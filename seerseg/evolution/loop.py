@@ -1,5 +1,6 @@
-"""The rounds of SEER-Loop. Within a round the bank is frozen: episodes on training cases, harvest, credit, candidates; then acceptance on
-bank cases by paired comparison with and without the skill; then what hurts is retired and growth is capped; then one new state.
+"""The rounds of SEER-Loop. Within a round the bank is frozen: episodes on training cases, harvest, credit, candidates (what was won and
+lost, and what the training requests teach about every target); then acceptance on bank cases by paired comparison with and without the
+skill, first in words that the skill does not hold; then what hurts is retired and growth is capped; then one new state.
 """
 
 from __future__ import annotations
@@ -7,26 +8,29 @@ from __future__ import annotations
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from seerseg.dataset import Request
 from seerseg.evolution.arena import Arena, Outcome, bare
-from seerseg.evolution.distillation import Harvest, Telling, Writer, distil
+from seerseg.evolution.distillation import Harvest, Telling, Writer, distil, taught
 from seerseg.skills.base import Acceptance, EmptyBank, Query, Skill
-from seerseg.skills.encoder import Encoder
+from seerseg.skills.encoder import Encoder, Remembered
 from seerseg.skills.fence import Fence
-from seerseg.skills.retrieval import FrozenBank, Weights
+from seerseg.skills.retrieval import FrozenBank, SkillIndex, Weights
 from seerseg.skills.store import BankFolder, retire
-from seerseg.vocabulary import Vocabulary
+from seerseg.vocabulary import Vocabulary, words
+
+TOGETHER = 6  # requests of a case that a skill is tried on at once
 
 
 @dataclass(frozen=True)
 class EvolveSettings:
     """per_round: training requests a round (whole paraphrase sets); tests: bank requests a candidate is tried on at most, at least
-    `fewest`; confidence: one-sided, of the lower bound that must be over 0; penalty: weight of drops against gains; per_target:
-    accepted skills kept for a target; candidates: tested in a round at most, those with most sources first."""
+    `fewest`; confidence: one-sided, of the lower bound that must be over 0; harmless: mean loss up to which a skill that does not help is
+    kept as a rival; penalty: weight of drops against gains; per_target: accepted skills kept for a target; candidates: tested in a round
+    at most, those with most sources first; teach: propose what training requests say of every target, too."""
 
     rounds: int = 3
     per_round: int = 400
@@ -36,6 +40,8 @@ class EvolveSettings:
     penalty: float = 1.0
     per_target: int = 20
     candidates: int = 60
+    harmless: float = 0.005
+    teach: bool = True
     harvest: Harvest = Harvest()  # noqa: RUF009
     seed: int = 1234
 
@@ -67,7 +73,7 @@ class Round:
 class SeerLoop:
     """arena: the reasoner's episodes; raw: the same requests sent to the segmenter as they are; training, testing: requests of training
     and of bank cases; truth_of: a request's canonical target or "absent"; modality_of: a case's modality; writer: rewrites candidates;
-    encoder: of sentences, for retrieval."""
+    encoder: of sentences, for retrieval; names: what may be answered, empty for anything."""
 
     arena: Arena
     raw: Arena
@@ -82,6 +88,10 @@ class SeerLoop:
     weights: Weights | None = None
     writer: Writer | None = None
     encoder: Encoder | None = None
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._encode = Remembered(self.encoder) if self.encoder is not None else None
 
     def run(self, report: Callable[[Round], None] = lambda round_: None) -> list[Round]:
         """The rounds that the bank's history does not hold yet, each one head with the message "round N"; a run that was stopped goes
@@ -99,7 +109,7 @@ class SeerLoop:
         for skill in skills.values():
             self._guard(skill)
         live = [s for s in skills.values() if s.status == "accepted"]
-        frozen = FrozenBank.of(live, weights=self.weights, encoder=self.encoder) if live else EmptyBank()
+        frozen = FrozenBank.of(skills.values(), weights=self.weights, encoder=self._encode) if live else EmptyBank()
         return skills, frozen, _sample(self.training, self.settings.per_round, self.settings.seed + number)
 
     def _round(self, number: int) -> Round:
@@ -113,7 +123,11 @@ class SeerLoop:
                 after[skill_id] = replace(after[skill_id], audit=replace(audit, trials={**audit.trials, **trials}))
         telling = Telling.of(((r.text, self.truth_of(r)) for r in self.training), self.vocabulary)
         found = distil(plain, bare(self.raw, chosen), telling=telling, harvest=self.settings.harvest, writer=self.writer)
-        proposed = [s for s in found if s.id not in after]
+        if self.settings.teach:
+            known = {_content(s) for s in (*after.values(), *found)}
+            more = taught(self.training, telling=telling, truth_of=self.truth_of, modality_of=self.modality_of)
+            found += [s for s in more if _content(s) not in known]
+        proposed = list({s.id: s for s in reversed(found) if s.id not in after}.values())
         verdicts = self._accept(number, after, proposed)
         retired = _purge(after, number, self.settings) + _cap(after, number, self.settings)
         head = self.bank.change(lambda now: {**now, **after}, f"round {number}")
@@ -135,38 +149,61 @@ class SeerLoop:
 
     def _accept(self, number: int, after: dict[str, Skill], proposed: Sequence[Skill]) -> list[bool]:
         """Test what waits and what is new, those already in use without a test first; `after` is changed."""
-        waiting = [s for s in after.values() if s.status == "candidate" or (s.status == "accepted" and s.audit.accepted is None)]
+        waiting = [s for s in after.values() if s.status != "retired" and s.audit.accepted is None]
         queue = sorted([*waiting, *proposed], key=lambda s: (s.status == "candidate", -len(s.audit.sources), s.id))
-        verdicts = []
-        for skill in queue[: self.settings.candidates]:
+        queue = queue[: self.settings.candidates]
+        for skill in queue:
             self._guard(skill)
-            verdict = self._test(number, skill)
+        standing = [s for s in after.values() if s.status == "accepted" or (s.status == "candidate" and s.audit.accepted is not None)]
+        known = {s.id: s for s in (*standing, *queue)}
+        pool = SkillIndex.of([replace(s, status="accepted") for s in known.values()], self._encode)
+        phrases = {" ".join(words(phrase)) for s in known.values() for phrase in s.words}
+        taught_by = {r.id: _holds(r.text, phrases) for r in self.testing}
+        verdicts = []
+        for skill in queue:
+            verdict = self._test(number, skill, pool, taught_by)
             if verdict is None:
                 after.setdefault(skill.id, skill)
                 continue
             good = verdict.low > 0
             verdicts.append(good)
             marked = replace(skill, audit=replace(skill.audit, accepted=verdict))
-            after[skill.id] = replace(marked, status="accepted") if good else retire(marked, f"refused in round {number}")
+            if good:
+                after[skill.id] = replace(marked, status="accepted")
+            elif verdict.gain >= -self.settings.harmless:
+                after[skill.id] = replace(
+                    marked, status="candidate", audit=replace(marked.audit, note=f"no gain in round {number}: a rival")
+                )
+            else:
+                after[skill.id] = retire(marked, f"refused in round {number}")
         return verdicts
 
-    def _test(self, number: int, skill: Skill) -> Acceptance | None:
-        """The paired comparison on bank requests that would be shown the skill; None when fewer than `fewest` would. A skill that does
-        harm at once is not tried to the end."""
-        alone = FrozenBank.of([replace(skill, status="accepted")], weights=self.weights, encoder=self.encoder)
-        fitting = [r for r in self.testing if alone.retrieve(Query(r.text, self.modality_of(r.case)), 1)]
-        random.Random(f"{self.settings.seed}/{skill.id}").shuffle(fitting)
-        fitting = fitting[: self.settings.tests]
+    def _test(self, number: int, skill: Skill, pool: SkillIndex, taught_by: Mapping[str, bool]) -> Acceptance | None:
+        """The paired comparison on bank requests that would be shown the skill, all others of `pool` its rivals; None when fewer than
+        `fewest` would. taught_by: request -> whether it holds words of a skill of the pool: those that do not come first, then those
+        without the skill's own words. A skill that does harm at once is not tried to the end."""
+        alone = FrozenBank(pool.showing({skill.id}), skill.id, weights=self.weights, encoder=self._encode)
+        fitting = [r for r in self.testing if alone.retrieve(Query(r.text, self.modality_of(r.case), targets=self.names), 1)]
+        fitting = _spread(fitting, lambda r: taught_by[r.id], skill, f"{self.settings.seed}/{skill.id}")[: self.settings.tests]
         if len(fitting) < self.settings.fewest:
             return None
         gains: list[float] = []
-        for start in range(0, len(fitting), 6):
-            part = fitting[start : start + 6]
+        for start in range(0, len(fitting), TOGETHER):
+            part = fitting[start : start + TOGETHER]
             gains += [b.dice - a.dice for a, b in zip(bare(self.arena, part), self.arena.run(part, alone), strict=True)]
-            if len(gains) >= self.settings.fewest and _mean(gains) < -0.1:
+            if len(gains) >= self.settings.fewest and lower_bound([-g for g in gains], self.settings.confidence) > 0:
                 break
+        tried = fitting[: len(gains)]
         low = lower_bound(gains, self.settings.confidence)
-        return Acceptance(len(gains), round(_mean(gains), 6), round(low, 6), round(min(gains), 6), number)
+        return Acceptance(
+            len(gains),
+            round(_mean(gains), 6),
+            round(low, 6),
+            round(min(gains), 6),
+            number,
+            sum(not _says(r.text, skill) for r in tried),
+            " and ".join(sorted({r.language_split for r in tried if r.language_split})),
+        )
 
     def _guard(self, skill: Skill) -> None:
         if self.fence is not None and skill.status != "retired":
@@ -215,6 +252,36 @@ def _cap(after: dict[str, Skill], number: int, settings: EvolveSettings) -> int:
     for skill in weak:
         after[skill.id] = retire(skill, f"over the cap of round {number}")
     return len(weak)
+
+
+def _spread(requests: Sequence[Request], taught_by: Callable[[Request], bool], skill: Skill, seed: str) -> list[Request]:
+    """Requests in words that nobody taught first, then those without the skill's own words; of a case TOGETHER at a time, as one case's are
+    run in one batch; seeded."""
+    rng = random.Random(seed)
+    mixed = rng.sample(list(requests), len(requests))
+    cases = {case: n for n, case in enumerate(rng.sample(sorted({r.case for r in mixed}), len({r.case for r in mixed})))}
+    places: dict[tuple[int, str], int] = defaultdict(int)
+    keyed: list[tuple[int, int, int, int]] = []
+    for order, request in enumerate(mixed):
+        group = taught_by(request) + _says(request.text, skill)
+        keyed.append((group, places[group, request.case] // TOGETHER, cases[request.case], order))
+        places[group, request.case] += 1
+    return [mixed[key[3]] for key in sorted(keyed)]
+
+
+def _content(skill: Skill) -> tuple[object, ...]:
+    """What a skill is, however it is worded."""
+    return skill.tag, skill.target, skill.modalities, frozenset(skill.words)
+
+
+def _says(text: str, skill: Skill) -> bool:
+    """Whether a request holds one of the skill's own phrases as it stands."""
+    return _holds(text, [" ".join(words(phrase)) for phrase in skill.words])
+
+
+def _holds(text: str, phrases: Iterable[str]) -> bool:
+    said = f" {' '.join(words(text))} "
+    return any(f" {phrase} " in said for phrase in phrases)
 
 
 def _sample(requests: Sequence[Request], count: int, seed: int) -> list[Request]:

@@ -48,13 +48,16 @@ _ORDERS = re.compile(
 
 @dataclass(frozen=True)
 class Acceptance:
-    """A paired comparison on bank cases with and without the skill. gain: mean Dice difference; low: lower confidence bound."""
+    """A paired comparison on bank cases with and without the skill. gain: mean Dice difference; low: lower confidence bound; unlike:
+    requests among them that hold none of the skill's words as they stand; language: the splits of language that were asked in."""
 
     n: int
     gain: float
     low: float
     worst: float = 0.0
     round: int = 0
+    unlike: int = 0
+    language: str = ""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,13 @@ class Skill:
             said = [self.tag, self.when, self.what, sorted(self.words), self.target, sorted(self.modalities), sorted(self.regions)]
             digest = hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=6).hexdigest()
             object.__setattr__(self, "id", f"s-{digest}")
+
+    @property
+    def leads_to(self) -> str | None:
+        """The name that it leads to, "absent" among them, in lower case; None for a habit that fits many."""
+        said = self.target if self.target is not None else self.what.removeprefix("answer ")
+        name = " ".join(said.casefold().split())
+        return name if self.target is not None or name == "absent" else None
 
     def to_json(self) -> dict[str, Any]:
         """One line of a bank file; empty fields are left out."""
@@ -240,6 +250,14 @@ class EmptyBank:
         return ()
 
 
+def glossed(request: str, skills: Sequence[Skill]) -> str:
+    """A request as a reasoner is shown it beside skills: with the name that they lead to, "... (by skill [1]: left lung)", where they all
+    lead to one. A small reasoner that hardly reads a list of skills does read its request."""
+    names = {skill.leads_to for skill in skills if skill.leads_to is not None}
+    told = [(number, skill.target) for number, skill in enumerate(skills, start=1) if skill.target is not None]
+    return f"{request} (by skill [{told[0][0]}]: {told[0][1]})" if len(names) == 1 and told else request
+
+
 def named_skills(text: str, skills: Sequence[Skill]) -> tuple[str, ...]:
     """Ids of the skills that a rationale names: by id, by tag where only one shown skill has it, or by its number [i]."""
     folded = text.casefold()
@@ -247,7 +265,9 @@ def named_skills(text: str, skills: Sequence[Skill]) -> tuple[str, ...]:
     named = [
         skill.id
         for number, skill in enumerate(skills, start=1)
-        if skill.id.casefold() in folded or f"[{number}]" in text or (tags.count(skill.tag) == 1 and skill.tag.casefold() in folded)
+        if skill.id.casefold() in folded
+        or re.search(rf"\[\s*{number}\s*\]", text)  # a small reasoner's tokeniser may part brackets and number
+        or (tags.count(skill.tag) == 1 and skill.tag.casefold() in folded)
     ]
     return tuple(named)
 

@@ -72,6 +72,22 @@ class SentenceEncoder:
         return np.stack(out).astype(np.float32) if out else np.zeros((0, int(self._model.config.hidden_size)), np.float32)
 
 
+class Remembered:
+    """An encoder that is asked once for each text."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self._known: dict[str, NDArray[np.float32]] = {}
+        self.identity = getattr(encoder, "identity", None)
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As the encoder's."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._known]
+        if missing:
+            self._known |= dict(zip(missing, np.asarray(self._encoder(missing), np.float32), strict=True))
+        return np.stack([self._known[text] for text in texts]) if len(texts) else np.asarray(self._encoder([]), np.float32)
+
+
 def kept_vectors(texts: Sequence[str], encoder: Encoder, bank: Path) -> NDArray[np.float32]:
     """The encoder's vectors of phrases, those known from `bank`/embeddings/<identity>.npz not made again (by the phrase's hash, so a new
     state of the bank costs its new phrases alone); new ones are kept there where that can be written."""

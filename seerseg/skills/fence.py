@@ -21,17 +21,24 @@ from seerseg.vocabulary import words
 
 @dataclass(frozen=True)
 class Fence:
-    """What a bank must not have seen. cases: validation, test and bank cases; texts: their requests, folded."""
+    """What a bank must not have seen. cases: validation, test and bank cases; texts: their requests, folded; forms: words of
+    held-out language, folded, of which a skill may not even hold one (in experiments)."""
 
     cases: frozenset[str]
     texts: frozenset[str]
+    forms: frozenset[str] = frozenset()
 
     @staticmethod
-    def around(cases: Iterable[str], requests: Iterable[Request], allowed: Iterable[Request] = ()) -> Fence:
-        """Around held-out cases and their requests; words that training requests hold too are no leak."""
+    def around(cases: Iterable[str], requests: Iterable[Request], allowed: Iterable[Request] = (), forms: Iterable[str] = ()) -> Fence:
+        """Around held-out cases, their requests and held-out words; what training requests hold too is no leak."""
         held = frozenset(cases)
         common = {_folded(r.text) for r in allowed if r.case not in held}
-        return Fence(held, frozenset(_folded(r.text) for r in requests if r.case in held and len(words(r.text)) > 2) - common)
+        said = f" {' | '.join(sorted(common))} "
+        return Fence(
+            held,
+            frozenset(_folded(r.text) for r in requests if r.case in held and len(words(r.text)) > 2) - common,
+            frozenset(form for form in map(_folded, forms) if form and f" {form} " not in said),
+        )
 
     def check(self, skill: Skill) -> None:
         """BankError when a skill stems from a held-out case or repeats a held-out request."""
@@ -44,6 +51,12 @@ class Fence:
                 )
         for text in (skill.when, skill.what, skill.example, skill.lesson, skill.pattern, *skill.words):
             said = words(text)
+            padded = f" {' '.join(said)} "
+            if leaked := next((form for form in sorted(self.forms) if f" {form} " in padded), None):
+                raise BankError(
+                    f"The skill {skill.id} holds {leaked!r}, a word of held-out language. Retire it: it would be "
+                    "tested on what it was told."
+                )
             for length in self._lengths:
                 for start in range(len(said) - length + 1):
                     run = " ".join(said[start : start + length])

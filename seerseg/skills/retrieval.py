@@ -3,7 +3,9 @@
 A skill's trigger is a few phrases. A request fits a phrase by how much of it it holds: the share, weighted by rarity, of the phrase's
 words and letter trigrams that occur in the request (so a slip costs little). The cosine of hashed subword vectors stands beside it;
 where the caller gives an encoder of sentences, a phrase that means the same is found too. What contradicts the scan or the closed list
-of names is left out, whatever its score. Under the threshold nothing is shown: no skill is better than a wrong one.
+of names is left out, whatever its score; so is what the request denies ("but without its tail"). Under the threshold nothing is shown,
+nor where skills that lead to different names fit about as well: no skill is better than a wrong one. A skill that was tried and neither
+helped nor hurt is never shown, but still says that its words mean something else (a rival).
 
 The index is made once per version of the bank and kept beside it; skills are parsed when they are found, not when the bank is opened.
 """
@@ -13,8 +15,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,31 +31,40 @@ from seerseg.paths import write_atomically
 from seerseg.skills.base import Query, Skill
 from seerseg.skills.encoder import Encoder, kept_vectors
 from seerseg.skills.store import BankFolder, read_skills
-from seerseg.vocabulary import words
+from seerseg.vocabulary import Vocabulary, words
 
-INDEX_SCHEMA = 1
+INDEX_SCHEMA = 2
 BUCKETS = 1 << 20  # hashed features; a collision adds a little noise to one weight
 DIMENSIONS = 96
 POSTINGS = 30_000  # rarest features are read first, until so many phrase rows were touched
 CANDIDATES = 256
+MEANT = 0.97  # what a phrase is worth that means the very same: words that were said count more
+MOST_READ = 24  # skills that are looked at for rivals of those that were found
+_DENIED = re.compile(
+    r"\b(?:not(?! only)|no|without|except(?: for)?|excluding|exclude|ignore|ignoring|skip|omit|other than|rather than|instead of|leave out|"
+    r"apart from|aside from|anything but)\b(?:\s+(?!(?:but|just|only|please|instead)\b)[^\s,.;:!?()]+){0,7}",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """How a fit is scored: lexical + cosine (of subwords) sum to 1; where an encoder is given, the cosine of sentences less `offset` takes
-    the score's place when it is higher, so that a phrase is found by its words or by its meaning. A skill that was tried gains or loses
-    up to `trust`. threshold: the least score that is shown; `calibrate` sets it."""
+    """How a fit is scored: lexical + cosine (of subwords) sum to 1; where an encoder is given and no phrase was said as it stands,
+    MEANT - scale * (1 - cosine of sentences) takes the score's place when it is higher, so that a phrase is found by its meaning too. A
+    skill that was tried gains or loses up to `trust`. threshold: the least score that is shown; `calibrate` sets it. margin: by how much
+    the best skill must fit better than any that leads to another name; 0 shows both."""
 
     lexical: float = 0.75
     cosine: float = 0.25
     trust: float = 0.05
     threshold: float = 0.72
-    offset: float = 0.0
+    scale: float = 1.0
+    margin: float = 0.0
 
 
-ENCODED = Weights(threshold=0.81, offset=-0.05)
-"""With sentence embeddings: a skill is shown from a cosine of 0.76, or from a stricter threshold of words than without them, as
-`scripts/bench_bank.py --held_out` fits both for MiniLM."""
+ENCODED = Weights(threshold=0.8, scale=0.28, margin=0.015)
+"""With sentence embeddings: a skill is shown from a cosine of 0.4 where it is 0.05 over that of any other name, or from a stricter
+threshold of words than without them; chosen for MiniLM on validation language, see documentation/skills.md."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class Found:
 
 
 class SkillIndex:
-    """Phrases of the accepted skills of one version, with their features by row and by column."""
+    """Phrases of the accepted skills of one version and of their rivals, with their features by row and by column."""
 
     def __init__(self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile) -> None:
         self._a = arrays
@@ -76,13 +88,13 @@ class SkillIndex:
 
     @property
     def size(self) -> int:
-        """Number of skills."""
-        return len(self._a["line"])
+        """Number of skills that may be shown."""
+        return int(self._a["shown"].sum())
 
     @staticmethod
     def of(skills: Iterable[Skill], encoder: Encoder | None = None) -> SkillIndex:
-        """The index of the accepted ones among the skills, in memory."""
-        kept = [s for s in skills if s.status == "accepted"]
+        """The index of the accepted ones and the rivals among the skills, in memory."""
+        kept = [s for s in skills if _counts(s)]
         arrays, phrases = _build(kept)
         made = SkillIndex(arrays, phrases, [json.dumps(s.to_json(), ensure_ascii=False) for s in kept])
         return made if encoder is None else made.embedded(encoder)
@@ -99,46 +111,77 @@ class SkillIndex:
         """The skill of that place in the index."""
         return Skill.from_json(json.loads(self._lines[int(self._a["line"][number])]), "The bank")
 
+    def showing(self, shown: Container[str]) -> SkillIndex:
+        """The same index, in which only the skills with these ids may be shown; all others are rivals."""
+        ids = [self.skill(n).id for n in range(len(self._a["line"]))]
+        return SkillIndex({**self._a, "shown": np.array([i in shown for i in ids], np.bool_)}, self._phrases, self._lines)
+
     def search(self, query: Query, weights: Weights, limit: int, encoder: Encoder | None = None) -> list[Found]:
         """At most `limit` skills over the threshold, best first, one per tag and target."""
-        rows = self._candidates(query.text)
-        meant = self._meant(query.text, encoder) - weights.offset
+        text, least = asked(query.text), weights.threshold - weights.margin
+        rows = self._candidates(text)
+        meant = MEANT - weights.scale * (1 - self._meant(text, encoder))
         if len(meant):
             nearest = np.argpartition(-meant, CANDIDATES)[:CANDIDATES] if len(meant) > CANDIDATES else np.arange(len(meant))
-            rows = np.union1d(rows, nearest[meant[nearest] + weights.trust >= weights.threshold])
+            rows = np.union1d(rows, nearest[meant[nearest] + weights.trust >= least])
         if not len(rows):
             return []
-        score = self._containment(rows, query.text) * weights.lexical
+        held = self._containment(rows, text)
+        score = held * weights.lexical
         # the cosine is worth at most its weight, so a row that cannot reach the threshold is not looked at
-        hopeful = score + weights.cosine + weights.trust >= weights.threshold
+        hopeful = score + weights.cosine + weights.trust >= least
         if len(meant):
-            hopeful |= meant[rows] + weights.trust >= weights.threshold
-        rows, score = rows[hopeful], score[hopeful]
+            hopeful |= meant[rows] + weights.trust >= least
+        rows, score, held = rows[hopeful], score[hopeful], held[hopeful]
         if not len(rows):
             return []
-        vector = _unit(_subword([query.text]))[0]
+        vector = _unit(_subword([text]))[0]
         score += weights.cosine * np.clip(self._a["vectors"][rows].astype(np.float32) @ vector, 0, 1)
-        if len(meant):
+        if len(meant) and not ((held > 0.999) & (score >= weights.threshold)).any():  # where a phrase was said, nobody need guess
             score = np.maximum(score, meant[rows])
         owner = self._a["owner"][rows]
         score += weights.trust * self._a["trust"][owner]
+        return self._chosen(query, weights, limit, rows, score)
+
+    def _chosen(self, query: Query, weights: Weights, limit: int, rows: NDArray[np.int64], score: NDArray[np.float32]) -> list[Found]:
+        """Of the scored rows what is shown."""
         found: list[Found] = []
         seen: set[tuple[str, str | None]] = set()
+        first: tuple[float, str] | None = None  # score and name of the best skill that leads to one
+        read: dict[int, Skill] = {}
         for place in np.argsort(-score, kind="stable"):
-            if score[place] < weights.threshold or len(found) >= limit:
+            value, number = float(score[place]), int(self._a["owner"][rows[place]])
+            enough = len(found) >= limit or value < weights.threshold
+            if value < weights.threshold - weights.margin or (enough and not weights.margin):
                 break
-            skill = self.skill(owner[place])
-            if (skill.tag, skill.target) in seen or not fits(skill, query):
+            if enough and first is not None and (value <= first[0] - weights.margin or len(read) >= MOST_READ):
+                break
+            if number in read or (not weights.margin and not self._a["shown"][number]):
+                continue
+            skill = read[number] = self.skill(number)
+            name = skill.leads_to
+            if not fits(skill, query):
+                continue
+            if weights.margin and name is not None:
+                if first is None:
+                    first = value, name
+                elif name != first[1]:
+                    if value > first[0] - weights.margin:
+                        return [f for f in found if f.skill.leads_to is None]
+                    continue
+            if enough or (skill.tag, skill.target) in seen or not self._a["shown"][number]:
                 continue
             seen.add((skill.tag, skill.target))
-            found.append(Found(skill, float(score[place]), self._phrases[int(rows[place])]))
+            found.append(Found(skill, value, self._phrases[int(rows[place])]))
         return found
 
     def _meant(self, text: str, encoder: Encoder | None) -> NDArray[np.float32]:
-        """The cosine of every phrase with the text by the encoder; empty without one."""
-        if encoder is None or "meanings" not in self._a:
+        """The cosine of every phrase with the text by the encoder, the mean of that of the whole text and of its telling words; empty
+        without an encoder."""
+        if encoder is None or "meanings" not in self._a or not text.strip():
             return np.zeros(0, np.float32)
-        return np.asarray(self._a["meanings"] @ _unit(np.asarray(encoder([text]), np.float32))[0], np.float32)
+        found = _unit(np.asarray(encoder([text, telling(text) or text]), np.float32))
+        return np.asarray(self._a["meanings"] @ found.mean(0), np.float32)
 
     def _candidates(self, text: str) -> NDArray[np.int64]:
         """Rows that share the rarest features with the text, most shared weight first."""
@@ -216,7 +259,7 @@ class FrozenBank:
     def identity(self) -> str:
         """The version and everything that retrieval depends on."""
         w = self.weights
-        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{self._meaning}"
+        return f"{self.mode}-{self._version}-{w.lexical:g}-{w.cosine:g}-{w.trust:g}-{w.threshold:g}-{w.margin:g}-{self._meaning}"
 
     @staticmethod
     def of(skills: Iterable[Skill], *, weights: Weights | None = None, mode: str = "frozen", encoder: Encoder | None = None) -> FrozenBank:
@@ -240,7 +283,7 @@ class FrozenBank:
     @property
     def _meaning(self) -> str:
         named = str(getattr(self._encoder, "identity", "own"))
-        return "subword" if self._encoder is None else f"{named}-{self.weights.offset:g}"
+        return "subword" if self._encoder is None else f"{named}-{self.weights.scale:g}"
 
     def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
         """The skills that fit, best first."""
@@ -249,6 +292,17 @@ class FrozenBank:
     def search(self, query: Query, limit: int) -> list[Found]:
         """The same with scores."""
         return self.index.search(query, self.weights, limit, self._encoder)
+
+
+def asked(text: str) -> str:
+    """What a request asks for: its words without those that it denies, up to seven after "without", "not" and the like."""
+    return _DENIED.sub(" ", text)
+
+
+def telling(text: str) -> str:
+    """The words of a text that are no everyday words."""
+    ordinary = Vocabulary.load().ordinary
+    return " ".join(w for w in words(text) if len(w) > 1 and w not in ordinary and not w.isdigit())
 
 
 def fits(skill: Skill, query: Query) -> bool:
@@ -346,6 +400,11 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
+def _counts(skill: Skill) -> bool:
+    """Whether retrieval heeds a skill: one in use, or a rival, which was tested and did no harm."""
+    return skill.status == "accepted" or (skill.status == "candidate" and skill.audit.accepted is not None)
+
+
 def _triggers(skill: Skill) -> tuple[str, ...]:
     """The phrases that a skill is found by: its words, else what it says of when it fits."""
     return skill.words or (skill.when,)
@@ -384,6 +443,7 @@ def _build(skills: Sequence[Skill], lines: Sequence[int] | None = None) -> tuple
         "idf": np.log1p(len(rows) / np.maximum(counts, 1)).astype(np.float32),
         "vectors": vectors.astype(np.float16),
         "trust": np.array([_trust(s) for s in skills], np.float32),
+        "shown": np.array([s.status == "accepted" for s in skills], np.bool_),
         "line": np.array(lines if lines is not None else range(len(skills)), np.int64),
     }
     return arrays, phrases
@@ -394,7 +454,7 @@ def _build_file(path: Path, version: str) -> tuple[dict[str, NDArray[Any]], list
     data = path.read_bytes()
     ends = np.flatnonzero(np.frombuffer(data, np.uint8) == 10)
     offsets = np.concatenate([[0], ends[:-1] + 1])[1:]  # the first line is the header
-    kept = [i for i, skill in enumerate(skills) if skill.status == "accepted"]
+    kept = [i for i, skill in enumerate(skills) if _counts(skill)]
     arrays, phrases = _build([skills[i] for i in kept], kept)
     return {**arrays, "offsets": offsets.astype(np.int64)}, phrases
 
