@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import random
-import sys
 from pathlib import Path
-from types import ModuleType
 
-import numpy as np
 import pytest
 import reasoner_contract as contract
 import torch
@@ -161,55 +156,3 @@ def test_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     load_reasoner("nano")
-
-
-def recipe() -> ModuleType:
-    """The training script, which is no module of the package."""
-    path = Path(__file__).resolve().parents[1] / "scripts" / "train_nano_reasoner.py"
-    spec = importlib.util.spec_from_file_location("train_nano_reasoner", path)
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = made
-    spec.loader.exec_module(made)
-    return made
-
-
-def test_the_recipe_trains_on_the_numbers_of_the_stock_forward(nano: NanoReasoner) -> None:
-    script = recipe()
-    rng = random.Random(0)
-    pixels = np.random.default_rng(0).integers(0, 255, (3, script.SIDE_PX, script.SIDE_PX), dtype=np.uint8)
-    seen = ("left lung", "right lung", "ribs", "vertebral column", "lungs")
-    shown = script.Picture(pixels, "torso", "CT", "axial", seen, (), frozenset({"head"}), "chest")
-    crop = script.Picture(pixels, "hippocampus", "MR", "axial", ("hippocampus",), (), frozenset({"chest"}), "head")
-    maker = script.Maker([shown, crop], Vocabulary.load())
-    encoder = script.Encoder(nano, 0.0)
-    for kind in script.KINDS:
-        group = maker.group(rng, kind)
-        assert group.samples
-        for sample in group.samples:
-            assert PROTOCOL.wellformed(sample.reply) == 1.0
-            assert sample.answer == "absent" or not group.names or sample.answer in group.names
-    maker.skilled = 0.7
-    group = next(g for g in iter(lambda: maker.group(rng, "scan"), None) if g.samples[0].skills)
-    named = [
-        s for g in (group, *(maker.group(rng, "any") for _ in range(3))) for s in g.samples if s.reply.split("<rationale>")[1][0] == "["
-    ]
-    for sample in named:
-        number = int(sample.reply.split("<rationale>[")[1].split("]")[0])
-        assert sample.skills[number - 1].what == f"answer {sample.answer}", "the rationale names the skill that leads to the answer"
-    assert named
-    ids, tensors = encoder.prefix(group)
-    tails, scored = encoder.tails(group, rng)
-    with torch.no_grad():
-        cache, delta = script.prefix_cache(nano.model, ids, tensors)
-        hidden = script.forward_behind(nano.model.model.language_model, tails, cache, len(ids) + delta)
-        assert len(hidden) == len(scored) == sum(map(len, tails))
-        asked = nano.encode(
-            PROTOCOL.opening(script.as_views(shown, group.modality), group.samples[0].text, group.samples[0].skills, group.names)
-        )
-        assert asked.ids == ids + tails[0][: len(asked.ids) - len(ids)], "training sees the tokens that prediction sends"
-        whole = torch.tensor([ids + tails[0]])
-        kinds = {"mm_token_type_ids": torch.nn.functional.pad(tensors["mm_token_type_ids"], (0, len(tails[0])))}
-        stock = nano.model.model(input_ids=whole, attention_mask=torch.ones_like(whole), **{**tensors, **kinds}).last_hidden_state[0]
-    assert torch.allclose(stock[len(ids) :], hidden[: len(tails[0])], atol=1e-3)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nano_models import SMALL, chest_phantom, dice, shipped_segmenter, untrained_segmenter, volume_of
 from safetensors.torch import load_file, save_file
 
 from seerseg.errors import SegmenterError, WeightsError
@@ -17,37 +18,23 @@ from seerseg.prompts import Box3D, Prompt
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.base import Segmenter
 from seerseg.segmenters.nano import inference, inputs, load
-from seerseg.segmenters.nano.network import SIDES, NanoConfig, NanoNetwork, grams, normalise, side_of
+from seerseg.segmenters.nano.network import SIDES, NanoNetwork, grams, normalise, side_of
 from seerseg.segmenters.nano.segmenter import SHIPPED, NanoSegmenter
 from seerseg.volume import Grid, Volume
 from seerseg_data.nano_vocabulary import CANONICAL, corrupt, other_words, surface_forms, swap_side
 from seerseg_data.phantoms import Phantom, phantom
 
-SMALL = NanoConfig(channels=(8, 8, 16, 16, 24), text_width=16, char_width=16, gram_width=16, gram_buckets=128)
 needs_weights = pytest.mark.skipif(not (SHIPPED / "model.safetensors").is_file(), reason="the shipped weights are not in this checkout")
-
-
-def volume_of(drawing: Phantom) -> Volume:
-    return Volume(drawing.array_zyx, Grid(drawing.array_zyx.shape, drawing.affine), "CT")  # type: ignore[arg-type]
-
-
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
 
 
 @pytest.fixture(scope="module")
 def untrained() -> NanoSegmenter:
-    """Its presence head says yes to everything and its masks are noise, but they are deterministic noise."""
-    torch.manual_seed(3)
-    network = NanoNetwork(SMALL)
-    with torch.no_grad():
-        network.presence[2].bias.fill_(30.0)
-    return NanoSegmenter(network, {"liver": {}, "left lung": {}, "right lung": {}})
+    return untrained_segmenter("liver", "left lung", "right lung")
 
 
 @pytest.fixture(scope="module")
 def shipped() -> NanoSegmenter:
-    return load()
+    return shipped_segmenter()
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +44,7 @@ def small_volume() -> Volume:
 
 @pytest.fixture(scope="module")
 def chest() -> Phantom:
-    return phantom("chest", 7001, spacing_zyx_mm=(5.0, 4.0, 4.0))
+    return chest_phantom()
 
 
 class TestText:

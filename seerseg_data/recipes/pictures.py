@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -156,14 +157,14 @@ def load_pictures(folder: Path) -> tuple[list[Picture], list[Picture]]:
         older = " (pictures.pkl was written by an older version and is not read)" if (folder / "pictures.pkl").is_file() else ""
         raise DatasetError(f"There are no pictures in {folder}{older}. {again}")
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
             pixels, known = stored["pixels"], json.loads(str(stored["known"]))
         if known["schema"] != SCHEMA:
             raise ValueError(f"schema {known['schema']}")
         ends = np.cumsum([row["pixels"] for row in known["pictures"]])
         parts = np.split(pixels, ends[:-1])
         pictures = [_from_row(row, part) for row, part in zip(known["pictures"], parts, strict=True)]
-    except (ValueError, KeyError, TypeError, OSError, EOFError) as error:
+    except (ValueError, KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(f"{path} is damaged or of another version ({error}). {again}") from error
     return pictures[: known["training"]], pictures[known["training"] :]
 
