@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nano_models import SMALL, chest_phantom, dice, shipped_segmenter, untrained_segmenter, volume_of
 from segmenter_contract import SegmenterContract, blob, scene, spatial_prompts
 
 from seerseg.errors import SegmenterError, WeightsError
@@ -22,44 +23,31 @@ from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.segmenters.nano import load, refining
 from seerseg.segmenters.nano.clicks import ClickConfig, ClickNetwork, encoder_digest, load_clicks, prompt_channels
 from seerseg.segmenters.nano.inference import look
-from seerseg.segmenters.nano.network import NanoConfig, NanoNetwork
+from seerseg.segmenters.nano.network import NanoNetwork
 from seerseg.segmenters.nano.segmenter import SHIPPED_CLICKS, NanoSegmenter
 from seerseg.volume import Grid, Mask, Volume
-from seerseg_data.phantoms import Phantom, phantom
+from seerseg_data.phantoms import Phantom
 from seerseg_data.trajectories import Expert, demonstrate
 
-SMALL = NanoConfig(channels=(8, 8, 16, 16, 24), text_width=16, char_width=16, gram_width=16, gram_buckets=128)
 SMALL_CLICKS = ClickConfig(channels=(8, 8, 16, 16), features=SMALL.channels[:4])
 needs_weights = pytest.mark.skipif(
     not (SHIPPED_CLICKS / "model.safetensors").is_file(), reason="the shipped click weights are not in this checkout"
 )
 
 
-def dice(found: np.ndarray, truth: np.ndarray) -> float:
-    return float(2 * (found & truth).sum() / max(1, found.sum() + truth.sum()))
-
-
 @pytest.fixture(scope="module")
 def untrained() -> NanoSegmenter:
-    torch.manual_seed(3)
-    network = NanoNetwork(SMALL)
-    with torch.no_grad():
-        network.presence[2].bias.fill_(30.0)
-    return NanoSegmenter(network, {"liver": {}}, clicks=ClickNetwork(SMALL_CLICKS))
+    return untrained_segmenter("liver", clicks=ClickNetwork(SMALL_CLICKS))
 
 
 @pytest.fixture(scope="module")
 def shipped() -> NanoSegmenter:
-    return load()
+    return shipped_segmenter()
 
 
 @pytest.fixture(scope="module")
 def chest() -> Phantom:
-    return phantom("chest", 7001, spacing_zyx_mm=(5.0, 4.0, 4.0))
-
-
-def volume_of(drawing: Phantom) -> Volume:
-    return Volume(drawing.array_zyx, Grid(drawing.array_zyx.shape, drawing.affine), "CT")  # type: ignore[arg-type]
+    return chest_phantom()
 
 
 class TestChannels:
@@ -184,6 +172,16 @@ class TestEdits:
         less = refining.edited(before, before, (Point((10, 20, 12), positive=False),), self.SPACING)
         assert not less[10, 20, 10:16].any()
         assert less[10, 20, 16]
+
+    def test_beside_a_box_a_click_adds_all_that_was_drawn_and_still_takes_nothing_away(self) -> None:
+        before, drawn = self.masks()
+        out = refining.edited(before, drawn, (Point((10, 20, 22)),), self.SPACING, everywhere=True)
+        ball = out & ~(before | drawn)
+        assert (out & (before | drawn)).sum() == (before | drawn).sum()
+        assert not ball.any()  # the ball of this click lies within what was drawn
+        less = refining.edited(before, drawn, (Point((10, 11, 15), positive=False),), self.SPACING, everywhere=True)
+        assert not (less & ~drawn).any()
+        assert (less <= before).all()
 
     def test_clicks_that_are_obeyed_already_leave_what_is_drawn(self) -> None:
         before, drawn = self.masks()

@@ -37,8 +37,9 @@ ZOOM = 2.5
 TRUST_CT, TRUST_OTHER = 1.0, 0.5
 """How far the scan's own intensities are believed near the boundary; see `inference.paint`."""
 EDIT_MM = 30.0
-BALL, REACH = 1.3, 2.0
-"""Of a click's distance from the edge of the mask before: within the first it changes the mask always, within the second it may."""
+BALL, REACH, LEAST_REACH_MM = 1.3, 3.0, 6.0
+"""Of a click's distance from the edge of the mask before: within the first it changes the mask always, within the second it may. Where a
+box stands beside the clicks, the mask before was drawn from prompts too, and a click may change all of it (chosen on validation cases)."""
 HELD = 4
 RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
@@ -90,7 +91,7 @@ class Desk:
         if prompt.points and spacing > CLOSER * finest_mm(scan):
             mask = self._closer(scan, prompt, mask, max(finest_mm(scan), spacing / ZOOM))
         if prompt.mask is not None and prompt.points and prompt.mask.array.any() and not _on_one_slice(prompt.mask.array):
-            mask = edited(prompt.mask.array, mask, prompt.points, self._volume.grid.spacing_zyx)
+            mask = edited(prompt.mask.array, mask, prompt.points, self._volume.grid.spacing_zyx, everywhere=bool(prompt.boxes))
         for positive in (False, True):
             for point in prompt.points:
                 if point.positive is positive:
@@ -150,11 +151,14 @@ class Desk:
 # ------------------------------------------------------------------------------------------------------------------ edits
 
 
-def edited(before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tuple[float, float, float]) -> Bool:
+def edited(
+    before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tuple[float, float, float], *, everywhere: bool = False
+) -> Bool:
     """The mask before, changed by what was drawn about the clicks that contradict it, and there alone; `drawn` when none does.
 
     A click in the middle of an error lies as far from the error's edge as from the edge of the mask before, so the ball of that radius is
     the error's (BALL times it on validation cases). About it a positive click adds what was drawn, a negative one takes away what was not.
+    everywhere: it does so wherever that is, not about it alone.
     """
     out: Bool | None = None
     for point in points:
@@ -162,7 +166,7 @@ def edited(before: Bool, drawn: Bool, points: tuple[Point, ...], spacing_mm: tup
         if bool(before[at]) is point.positive:
             continue
         radius = _to_the_edge(before, at, spacing_mm)
-        reach = REACH * radius
+        reach = float(np.linalg.norm(np.multiply(before.shape, spacing_mm))) if everywhere else max(REACH * radius, LEAST_REACH_MM)
         window = tuple(slice(max(0, v - int(reach / s) - 1), v + int(reach / s) + 2) for v, s in zip(at, spacing_mm, strict=True))
         axes = np.ogrid[tuple(slice(span.start, min(span.stop, n)) for span, n in zip(window, before.shape, strict=True))]
         away = np.sqrt(sum(((a - v) * s) ** 2 for a, v, s in zip(axes, at, spacing_mm, strict=True)))

@@ -35,7 +35,7 @@ PRESENCE_THRESHOLD = 0.5
 FINE_SHARE = 0.5
 _SCHEMA = 1
 _WORDS = frozenset({"text", "class"})
-CLICKS_REVISION = 2
+CLICKS_REVISION = 3
 """Part of the identity: raise it whenever refining draws other masks from the same weights."""
 _REVISION = 3  # part of the identity: raise it whenever inference draws other masks from the same weights
 
