@@ -168,6 +168,8 @@ class Run:
             if model is not None:
                 add(f"{self.given.reasoner} {name}", model, free)
                 chosen = model if stage == self.given.evolve_on or chosen is None else chosen
+        if self.given.rounds and self.given.encoder is not None:
+            add("lexicon + SEER-Loop by meaning", self.lexicon, free, self.bank(self.lexicon, encoder=self.given.encoder))
         if self.given.rounds:
             self.with_bank(add, self.given.reasoner, chosen or self.shipped, free)
         print((self.out / "table.md").read_text())

@@ -176,3 +176,22 @@ def test_a_model_folder_brings_its_bank(tmp_path: Path) -> None:
     assert open_model(tmp_path, bank="none").bank.mode == "none"
     with pytest.raises(BankError, match="no skill bank"):
         open_model(None, bank=tmp_path / "other")
+
+
+def test_a_model_that_was_evolved_uses_its_bank_unless_told_otherwise(world: dict[str, str], tmp_path: Path) -> None:
+    env = {k: v for k, v in world.items() if k != "script"}
+    home = tmp_path / "model"
+    home.mkdir()
+    spec = ModelSpec(segmenter=world["script"], targets=("liver", "spleen"), closed=True)
+    write_spec(home, spec)
+    done = CliRunner(env=env).invoke(evolve, ["7", "0", "-m", str(home), "--rounds", "1"])
+    assert done.exit_code == 0, done.output
+    assert f"seerseg_predict -m {home}" in done.output
+    assert open_model(home).describe()["bank"] == "frozen"
+    assert [s.target for s in open_model(home).bank.retrieve(Query("could you outline zorb"), 1)] == ["liver"]
+    assert open_model(home, bank="none").describe()["bank"] == "none"
+    other = tmp_path / "other"
+    other.mkdir()
+    write_spec(other, spec)
+    assert CliRunner(env=env).invoke(evolve, ["7", "0", "-m", str(other), "--reasoner", "verbatim", "--rounds", "1"]).exit_code == 0
+    assert open_model(other).describe()["bank"] == "none", "a bank of another reasoner is not this model's"

@@ -342,7 +342,6 @@ def test_words_that_nobody_taught_are_found_near_what_was_taught(tmp_path: Path)
     ]
     made.testing = [*made.testing, *strange]
     made.encoder, made.weights = Means(), ENCODED
-    made.__post_init__()
     (report,) = made.run()
     assert report.mean_plain == pytest.approx(0.9), "in training language there is nothing to gain"
     bank = FrozenBank.open(tmp_path, weights=ENCODED, encoder=Means())
@@ -365,7 +364,7 @@ def test_held_out_words_are_refused_in_experiments(tmp_path: Path) -> None:
 
 
 def test_a_skill_that_changes_nothing_is_kept_as_a_rival_only(tmp_path: Path) -> None:
-    idle = planted("answer liver", ("the liver",))
+    idle = replace(planted("answer liver", ("the liver",), origin="taught"), id="s-idle")
     BankFolder(tmp_path).change(lambda s: {idle.id: idle}, "planted")
     loop(tmp_path, Table(), rounds=1).run()
     after = BankFolder(tmp_path).skills()[idle.id]

@@ -23,7 +23,7 @@ ACCEPT_IN = ("val", "own")
 @command("seerseg_evolve", epilog="Examples: seerseg_evolve 4 0 --rounds 3 | seerseg_evolve 4 0 -m MODEL | seerseg_predict ... --bank DIR")
 @click.argument("dataset", metavar="DATASET")
 @click.argument("fold", type=int, metavar="FOLD")
-@option("-m", "--model_folder", metavar="DIR", help="A trained model; its bank is evolved, in DIR/bank.")
+@option("-m", "--model_folder", metavar="DIR", help="A trained model; its bank is evolved, in DIR/bank, and used from then on.")
 @option("--reasoner", metavar="NAME", help="Name, name:source or folder. Default: the model's, else lexicon.")
 @option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano.")
 @option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
@@ -73,6 +73,7 @@ def evolve(**given: Any) -> None:
         click.echo(f"Part {given['part_id']} of {given['num_parts']}: {count} episodes are kept in {folder}.", err=given["as_json"])
         return
     rounds = made.run(lambda r: _say(r, given["as_json"]))
+    named = _name_in_manifest(folder, given)
     wording = _told(made)
     if wording:
         refused = ", ".join(f"{count} {why}" for why, count in wording["refused"].items())
@@ -83,8 +84,26 @@ def evolve(**given: Any) -> None:
         print_json({"bank": str(folder), "mode": given["mode"], "rounds": [r.to_json() for r in rounds], **more})
     elif not rounds:
         click.echo(f"The bank {folder} already holds {given['rounds']} rounds; ask for more with --rounds.")
+    elif named:
+        found = f" --encoder {given['encoder']}" if given["encoder"] else ""
+        click.echo(f"The bank is part of the model in {folder.parent}: seerseg_predict -m {folder.parent}{found} (without it: --bank none)")
     else:
         click.echo(f"The bank is in {folder}. Use it with seerseg_predict --bank {folder}")
+
+
+def _name_in_manifest(folder: Path, given: dict[str, Any]) -> bool:
+    """Have the model in whose folder the bank lies use it; not one that was evolved with other parts or in another mode."""
+    from dataclasses import replace
+
+    from seerseg.model import BANK, MANIFEST, read_spec, write_spec
+
+    home, replaced = folder.parent, [given[part] for part in ("reasoner", "segmenter", "protocol") if given[part]]
+    if given["mode"] != "frozen" or folder.name != BANK or replaced or not (home / MANIFEST).is_file():
+        return False
+    spec = read_spec(home)
+    if spec.bank != given["mode"]:
+        write_spec(home, replace(spec, bank=given["mode"]))
+    return True
 
 
 def _say(done: Round, as_json: bool) -> None:

@@ -10,6 +10,8 @@ from seerseg.cli.options import LateProgress, command, device_option, folder_opt
 from seerseg.cli.slurm_options import slurm_options
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from seerseg.prediction import Predictor, RunReport
 
 _SHOWN_ROWS = 60
@@ -143,7 +145,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         offline=given["offline"],
         accept_license=given["accept_license"],
         seed=given["seed"],
-        bank=_bank(given),
+        bank=_bank(given, folder),
         consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),
         second_reading=given["second_reading"],
     )
@@ -152,21 +154,25 @@ def _predictor(given: dict[str, Any]) -> Predictor:
     return made
 
 
-def _bank(given: dict[str, Any]) -> Any:
-    """The bank as named; with a sentence encoder it is opened here."""
+def _bank(given: dict[str, Any], folder: Path | None) -> Any:
+    """The bank as named; with a sentence encoder it is opened here, then the model's own where none is named."""
     from pathlib import Path
 
     from seerseg.errors import UsageError
 
     if not given["encoder"]:
         return given["bank"]
-    if given["bank"] in (None, "none"):
+    from seerseg.model import BANK, read_spec
+
+    own = str(folder / BANK) if folder is not None and given["bank"] is None and read_spec(folder).bank != "none" else None
+    named = given["bank"] or own
+    if named in (None, "none"):
         raise UsageError("--encoder finds skills of a bank: name the bank with --bank.")
     from seerseg.skills.encoder import SentenceEncoder
     from seerseg.skills.retrieval import ENCODED, FrozenBank
 
     encoder = SentenceEncoder(Path(given["encoder"]))
-    return FrozenBank.open(Path(given["bank"]).expanduser(), weights=ENCODED, encoder=encoder)
+    return FrozenBank.open(Path(str(named)).expanduser(), weights=ENCODED, encoder=encoder)
 
 
 def _go_online(made: Predictor, given: dict[str, Any]) -> None:

@@ -18,13 +18,15 @@ from seerseg.dataset import Request
 from seerseg.errors import BankError
 from seerseg.evolution.arena import Outcome
 from seerseg.protocols.base import ABSENT
-from seerseg.skills.base import DEFAULT_TAG, MAX_FIELD_CHARS, MAX_WORDS, TAG_OF_STYLE, Audit, Skill, check_skill
+from seerseg.skills.base import DEFAULT_TAG, MAX_FIELD_CHARS, MAX_WORDS, TAG_OF_STYLE, TAUGHT, Audit, Skill, check_skill
 from seerseg.skills.retrieval import asked
 from seerseg.vocabulary import Vocabulary, words
 
 LONGEST = 4  # words of a telling phrase
 MOST_WORDS = 14  # of a form of the vocabulary
-PURE = 0.95
+PURE, MOSTLY = 0.95, 0.6
+"""Share of the requests with a run of words that must mean one target: of any run, and of a form that the vocabulary has for it (other
+targets' requests say where they lie by it)."""
 KINDS = {
     "name": DEFAULT_TAG,
     "synonym": DEFAULT_TAG,
@@ -56,15 +58,37 @@ class Telling:
 
     vocabulary: Vocabulary
     counts: dict[tuple[str, ...], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    _forms: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
 
     @staticmethod
     def of(examples: Iterable[tuple[str, str]], vocabulary: Vocabulary) -> Telling:
-        """From (text, truth) of training requests."""
+        """From (text, truth) of training requests; what they deny does not count."""
         made = Telling(vocabulary)
         for text, truth in examples:
-            for run in set(_runs(words(text))):
+            for run in set(_runs(words(asked(text)))):
                 made.counts[run][truth] += 1
         return made
+
+    def forms(self, truth: str) -> dict[str, tuple[str, str]]:
+        """Folded form -> the form as it is written, and the tag of its kind; of a target's own words in the vocabulary."""
+        if truth not in self._forms:
+            entry = self.vocabulary.resolve(truth)
+            listed = [(truth, DEFAULT_TAG), *((s.text, KINDS[s.kind]) for s in (entry.surfaces if entry is not None else ()))]
+            made: dict[str, tuple[str, str]] = {}
+            for text, tag in listed:
+                made.setdefault(" ".join(words(text)), (text, tag))
+            self._forms[truth] = made
+        return self._forms[truth]
+
+    def alias(self, text: str, truth: str) -> tuple[str, str]:
+        """The words of a training request for its target, and the tag of their kind: the longest form of the vocabulary that it holds;
+        else its telling phrase, where two requests have that, and no tag. "" where they are said of other targets too."""
+        held = max((run for run in _runs(words(text), most=MOST_WORDS) if " ".join(run) in self.forms(truth)), key=len, default=None)
+        if held is not None and (len(held) > LONGEST or self.share(held, truth) >= MOSTLY):
+            return self.forms(truth)[" ".join(held)]
+        phrase = self.phrase(text, truth)
+        run = tuple(phrase.split())
+        return (phrase, "") if self.share(run, truth) >= PURE and self.counts[run][truth] > 1 else ("", "")
 
     def share(self, run: tuple[str, ...], truth: str) -> float:
         """Of the training requests that hold a run of at most LONGEST words the share that means this target."""
@@ -105,7 +129,7 @@ def distil(
         failed = one.dice < harvest.dice
         if not (won or failed):
             continue
-        phrase = telling.phrase(one.text, one.truth)
+        phrase, _ = telling.alias(one.text, one.truth)
         if phrase:
             phrases[(TAG_OF_STYLE.get(one.style, DEFAULT_TAG), one.truth, one.modality or "")][phrase].append(one)
     made = []
@@ -134,26 +158,16 @@ def taught(
     """
     found: dict[tuple[str, str, str], dict[str, list[Request]]] = defaultdict(lambda: defaultdict(list))
     asked_for = Counter(truth_of(request) for request in requests)
-    forms: dict[str, dict[str, tuple[str, str]]] = {}
     for request in requests:
         truth = truth_of(request)
         if truth == ABSENT or asked(request.text) != request.text:
             continue
-        if truth not in forms:
-            forms[truth] = _forms(truth, telling.vocabulary)
-        said = words(request.text)
-        held = max((run for run in _runs(said, most=MOST_WORDS) if " ".join(run) in forms[truth]), key=len, default=None)
-        if held is not None:
-            phrase, tag = forms[truth][" ".join(held)]
-            pure = len(held) > LONGEST or telling.share(held, truth) >= PURE
-        else:
-            phrase, tag = telling.phrase(request.text, truth), TAG_OF_STYLE.get(request.style, DEFAULT_TAG)
-            pure = telling.share(tuple(phrase.split()), truth) >= PURE
-        if phrase and pure:
-            found[(tag, truth, modality_of(request.case) or "")][phrase].append(request)
+        phrase, tag = telling.alias(request.text, truth)
+        if phrase:
+            found[(tag or TAG_OF_STYLE.get(request.style, DEFAULT_TAG), truth, modality_of(request.case) or "")][phrase].append(request)
     made = []
     for (tag, truth, modality), phrases in sorted(found.items()):
-        known = {text for text, _ in forms[truth].values()}
+        known = {text for text, _ in telling.forms(truth).values()}
         own = max(2, COMMON * asked_for[truth])
         kept = {p: r for p, r in phrases.items() if p in known or len({one.case for one in r}) >= own}
         ranked = sorted(kept, key=lambda p: (-len(kept[p]), p))
@@ -161,16 +175,6 @@ def taught(
             part = {p: kept[p] for p in ranked[start : start + MAX_WORDS]}
             made.append(_taught(tag, truth, modality, part))
     return [skill for skill in made if _may_be_shown(skill)]
-
-
-def _forms(truth: str, vocabulary: Vocabulary) -> dict[str, tuple[str, str]]:
-    """Folded form -> the form as it is written, and the tag of its kind; of a target's own words."""
-    entry = vocabulary.resolve(truth)
-    listed = [(truth, DEFAULT_TAG), *((s.text, KINDS[s.kind]) for s in (entry.surfaces if entry is not None else ()))]
-    made: dict[str, tuple[str, str]] = {}
-    for text, tag in listed:
-        made.setdefault(" ".join(words(text)), (text, tag))
-    return made
 
 
 def _taught(tag: str, truth: str, modality: str, phrases: Mapping[str, Sequence[Request]]) -> Skill:
@@ -186,7 +190,7 @@ def _taught(tag: str, truth: str, modality: str, phrases: Mapping[str, Sequence[
         modalities=(modality,) if modality else (),
         example=_plain(f"'{example.text[:160]}' -> {truth}"),
         status="candidate",
-        audit=Audit("taught", tuple(sorted({f"{r.case}/{r.id}" for r in requests})[:SOURCES])),
+        audit=Audit(TAUGHT, tuple(sorted({f"{r.case}/{r.id}" for r in requests})[:SOURCES])),
     )
 
 

@@ -10,12 +10,13 @@ import random
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from seerseg.dataset import Request
 from seerseg.evolution.arena import Arena, Outcome, bare
 from seerseg.evolution.distillation import Harvest, Telling, Writer, distil, taught
-from seerseg.skills.base import Acceptance, EmptyBank, Query, Skill
+from seerseg.skills.base import TAUGHT, Acceptance, EmptyBank, Query, Skill
 from seerseg.skills.encoder import Encoder, Remembered
 from seerseg.skills.fence import Fence
 from seerseg.skills.retrieval import FrozenBank, SkillIndex, Weights
@@ -90,8 +91,9 @@ class SeerLoop:
     encoder: Encoder | None = None
     names: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        self._encode = Remembered(self.encoder) if self.encoder is not None else None
+    @cached_property
+    def _encode(self) -> Remembered | None:
+        return Remembered(self.encoder) if self.encoder is not None else None
 
     def run(self, report: Callable[[Round], None] = lambda round_: None) -> list[Round]:
         """The rounds that the bank's history does not hold yet, each one head with the message "round N"; a run that was stopped goes
@@ -154,9 +156,9 @@ class SeerLoop:
         queue = queue[: self.settings.candidates]
         for skill in queue:
             self._guard(skill)
-        standing = [s for s in after.values() if s.status == "accepted" or (s.status == "candidate" and s.audit.accepted is not None)]
-        known = {s.id: s for s in (*standing, *queue)}
-        pool = SkillIndex.of([replace(s, status="accepted") for s in known.values()], self._encode)
+        rivals = [s for s in after.values() if s.status == "accepted" or s.rival] + [s for s in queue if s.audit.origin == TAUGHT]
+        known = {s.id: s for s in rivals}
+        pool = [replace(s, status="accepted") for s in known.values()]
         phrases = {" ".join(words(phrase)) for s in known.values() for phrase in s.words}
         taught_by = {r.id: _holds(r.text, phrases) for r in self.testing}
         verdicts = []
@@ -170,7 +172,7 @@ class SeerLoop:
             marked = replace(skill, audit=replace(skill.audit, accepted=verdict))
             if good:
                 after[skill.id] = replace(marked, status="accepted")
-            elif verdict.gain >= -self.settings.harmless:
+            elif skill.audit.origin == TAUGHT and verdict.gain >= -self.settings.harmless:
                 after[skill.id] = replace(
                     marked, status="candidate", audit=replace(marked.audit, note=f"no gain in round {number}: a rival")
                 )
@@ -178,13 +180,20 @@ class SeerLoop:
                 after[skill.id] = retire(marked, f"refused in round {number}")
         return verdicts
 
-    def _test(self, number: int, skill: Skill, pool: SkillIndex, taught_by: Mapping[str, bool]) -> Acceptance | None:
+    def _test(self, number: int, skill: Skill, pool: Sequence[Skill], taught_by: Mapping[str, bool]) -> Acceptance | None:
         """The paired comparison on bank requests that would be shown the skill, all others of `pool` its rivals; None when fewer than
-        `fewest` would. taught_by: request -> whether it holds words of a skill of the pool: those that do not come first, then those
-        without the skill's own words. A skill that does harm at once is not tried to the end."""
-        alone = FrozenBank(pool.showing({skill.id}), skill.id, weights=self.weights, encoder=self._encode)
+        `fewest` would. Those in another language than training's come first, and of these those without words of any skill of the pool
+        (taught_by: request -> whether it holds some). A skill that does harm at once is not tried to the end."""
+        rivals = [s for s in pool if s.id != skill.id]
+        index = SkillIndex.of([replace(skill, status="accepted"), *rivals], self._encode).showing({skill.id})
+        alone = FrozenBank(index, skill.id, weights=self.weights, encoder=self._encode)
         fitting = [r for r in self.testing if alone.retrieve(Query(r.text, self.modality_of(r.case), targets=self.names), 1)]
-        fitting = _spread(fitting, lambda r: taught_by[r.id], skill, f"{self.settings.seed}/{skill.id}")[: self.settings.tests]
+        known = {r.language_split for r in self.training}
+
+        def familiar(request: Request) -> int:
+            return 2 * (request.language_split in known) + (taught_by[request.id] or _says(request.text, skill))
+
+        fitting = _spread(fitting, familiar, f"{self.settings.seed}/{skill.id}")[: self.settings.tests]
         if len(fitting) < self.settings.fewest:
             return None
         gains: list[float] = []
@@ -254,16 +263,15 @@ def _cap(after: dict[str, Skill], number: int, settings: EvolveSettings) -> int:
     return len(weak)
 
 
-def _spread(requests: Sequence[Request], taught_by: Callable[[Request], bool], skill: Skill, seed: str) -> list[Request]:
-    """Requests in words that nobody taught first, then those without the skill's own words; of a case TOGETHER at a time, as one case's are
-    run in one batch; seeded."""
+def _spread(requests: Sequence[Request], familiar: Callable[[Request], int], seed: str) -> list[Request]:
+    """The least familiar first; of a case TOGETHER at a time, as one case's are run in one batch; seeded."""
     rng = random.Random(seed)
     mixed = rng.sample(list(requests), len(requests))
     cases = {case: n for n, case in enumerate(rng.sample(sorted({r.case for r in mixed}), len({r.case for r in mixed})))}
     places: dict[tuple[int, str], int] = defaultdict(int)
     keyed: list[tuple[int, int, int, int]] = []
     for order, request in enumerate(mixed):
-        group = taught_by(request) + _says(request.text, skill)
+        group = familiar(request)
         keyed.append((group, places[group, request.case] // TOGETHER, cases[request.case], order))
         places[group, request.case] += 1
     return [mixed[key[3]] for key in sorted(keyed)]

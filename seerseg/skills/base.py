@@ -36,6 +36,8 @@ TAG_OF_STYLE = {
 }
 """Request style -> skill tag: SEER's eight as it names them (arXiv 2603.08215, released code), the others where they belong."""
 DEFAULT_TAG = "PROMPT_NORMALIZE"
+TAUGHT = "taught"
+"""Origin of skills that training requests teach, whatever the reasoner made of them."""
 MAX_FIELD_CHARS = 600
 MAX_WORDS = 24
 _TAG = re.compile(r"[A-Z][A-Z0-9_]{1,39}")
@@ -130,6 +132,11 @@ class Skill:
             said = [self.tag, self.when, self.what, sorted(self.words), self.target, sorted(self.modalities), sorted(self.regions)]
             digest = hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=6).hexdigest()
             object.__setattr__(self, "id", f"s-{digest}")
+
+    @property
+    def rival(self) -> bool:
+        """Whether it is never shown, but heeded where it fits: taught by training requests, tested, and neither a help nor harmful."""
+        return self.status == "candidate" and self.audit.origin == TAUGHT and self.audit.accepted is not None
 
     @property
     def leads_to(self) -> str | None:

@@ -62,8 +62,8 @@ class Weights:
     margin: float = 0.0
 
 
-ENCODED = Weights(threshold=0.8, scale=0.28, margin=0.015)
-"""With sentence embeddings: a skill is shown from a cosine of 0.4 where it is 0.05 over that of any other name, or from a stricter
+ENCODED = Weights(threshold=0.8, scale=0.28, margin=0.02)
+"""With sentence embeddings: a skill is shown from a cosine of 0.4 where it is 0.07 over that of any other name, or from a stricter
 threshold of words than without them; chosen for MiniLM on validation language, see documentation/skills.md."""
 
 
@@ -401,8 +401,8 @@ def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def _counts(skill: Skill) -> bool:
-    """Whether retrieval heeds a skill: one in use, or a rival, which was tested and did no harm."""
-    return skill.status == "accepted" or (skill.status == "candidate" and skill.audit.accepted is not None)
+    """Whether retrieval heeds a skill: one in use, or a rival."""
+    return skill.status == "accepted" or skill.rival
 
 
 def _triggers(skill: Skill) -> tuple[str, ...]:
