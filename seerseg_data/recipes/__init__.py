@@ -1,6 +1,6 @@
 """What the training scripts of the shipped `nano` models share: labelled items, cuts from them, pictures, requests, exams.
 
-Used by `scripts/train_nano_*.py` and `scripts/train_smol_reasoner.py` alone; no command of SeerSeg imports it, so its modules may import
+Used by scripts alone (`train_nano_*.py`, `train_smol_reasoner.py`); no command of SeerSeg imports it, so its modules may import
 torch at their top. Each imports only from those before it:
 
     runs        log, checkpoints, schedule and options that the training loops have in common
