@@ -292,10 +292,14 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", choices=tuple(ROWS), default=tuple(ROWS))
     parser.add_argument("--models", nargs="+", default=(), metavar="NAME=FOLDER", help="models that seerseg_train made")
     parser.add_argument("--segmenter", default="nano")
-    parser.add_argument("--out", type=Path, help="every number as JSON")
+    parser.add_argument("--out", type=Path, help="every number as JSON, after each case")
+    parser.add_argument("--read", type=Path, help="ask nothing; the table of such a file, also of a run that was stopped")
     options = parser.parse_args()
     torch.set_num_threads(1)
     dataset, vocabulary = open_dataset(options.raw), Vocabulary.load()
+    if options.read:
+        report_file(options.read, dataset)
+        return
     splits = json.loads(SPLIT.read_text(encoding="utf-8"))
     cases = (splits["test"] if options.cases == "test" else splits["folds"][0]["val"])[: options.limit]
     segmenter = load_segmenter(options.segmenter)
@@ -317,13 +321,29 @@ def main() -> None:
             ask(way, case, rows[title], reasoners, segmenter, count)
         print(f"{number + 1} of {len(cases)}: {name}", flush=True)
         if options.out:
-            write_json(options.out, {title: plain(row) for title, row in rows.items()})
+            said = {title: {"protocol": ways[title].protocol, "speaker": ways[title].speaker, **plain(row)} for title, row in rows.items()}
+            write_json(options.out, {"cases": number + 1, "rows": said})
     subjects = len({dataset.subject_of[case] for case in cases})
     print(
         f"\nMSD hippocampus, {len(cases)} {options.cases} cases of {subjects} subjects, {len(NAMES)} targets, {options.wordings} wordings "
         f"of {options.language} language, two names listed; segmenter {segmenter.card.identity}\n"
     )
     report(rows, dataset, len(cases))
+    differences(rows, ways, dataset)
+
+
+def report_file(path: Path, dataset: Any) -> None:
+    """The table of what --out wrote."""
+    said = json.loads(path.read_text(encoding="utf-8"))
+    rows, ways = {}, {}
+    for title, one in said["rows"].items():
+        ways[title] = Way(one["protocol"], one["speaker"])
+        row = rows[title] = Row(tokens=one["tokens"], unreadable=one["unreadable"], calls=one["calls"], seconds=one["seconds"])
+        for what in ("scores", "turns", "idle"):
+            getattr(row, what).update({tuple(key.split("|")): values for key, values in one[what].items()})
+    names = {case for row in rows.values() for case, _ in row.scores}
+    print(f"{said['cases']} cases of {len({dataset.subject_of[case] for case in names})} subjects\n")
+    report(rows, dataset, said["cases"])
     differences(rows, ways, dataset)
 
 
