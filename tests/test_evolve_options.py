@@ -20,6 +20,7 @@ from seerseg.skills.store import BankFolder
 def test_a_writer_that_babbles_and_an_encoder(world: dict[str, str], tmp_path: Path, tiny_llama: Path, folder: Path) -> None:
     env = {k: v for k, v in world.items() if k != "script"}
     line = ["7", "0", "--segmenter", world["script"], "--rounds", "1", "-o", str(tmp_path / "bank"), "--json"]
+    line += ["--accept_in", "own"]  # an encoder that was taught nothing finds skills for what they do not fit in any other language
     done = CliRunner(env=env).invoke(evolve, [*line, "--writer", str(tiny_llama), "--encoder", str(folder)])
     assert done.exit_code == 0, done.output
     wording = json.loads(done.stdout)["wording"]

@@ -126,9 +126,10 @@ class SeerLoop:
         telling = Telling.of(((r.text, self.truth_of(r)) for r in self.training), self.vocabulary)
         found = distil(plain, bare(self.raw, chosen), telling=telling, harvest=self.settings.harvest, writer=self.writer)
         if self.settings.teach:
+            more = {_content(s): s for s in taught(self.training, telling=telling, truth_of=self.truth_of, modality_of=self.modality_of)}
+            found = [replace(s, audit=replace(s.audit, origin=TAUGHT)) if _content(s) in more else s for s in found]
             known = {_content(s) for s in (*after.values(), *found)}
-            more = taught(self.training, telling=telling, truth_of=self.truth_of, modality_of=self.modality_of)
-            found += [s for s in more if _content(s) not in known]
+            found += [s for content, s in more.items() if content not in known]
         proposed = list({s.id: s for s in reversed(found) if s.id not in after}.values())
         verdicts = self._accept(number, after, proposed)
         retired = _purge(after, number, self.settings) + _cap(after, number, self.settings)
@@ -182,8 +183,9 @@ class SeerLoop:
 
     def _test(self, number: int, skill: Skill, pool: Sequence[Skill], taught_by: Mapping[str, bool]) -> Acceptance | None:
         """The paired comparison on bank requests that would be shown the skill, all others of `pool` its rivals; None when fewer than
-        `fewest` would. Those in another language than training's come first, and of these those without words of any skill of the pool
-        (taught_by: request -> whether it holds some). A skill that does harm at once is not tried to the end."""
+        `fewest` would. Half of them hold the skill's own words, where so many do. Of the others those in another language than training's
+        come first, and of these those without words of any skill of the pool (taught_by: request -> whether it holds some). A skill that
+        does harm at once is not tried to the end."""
         rivals = [s for s in pool if s.id != skill.id]
         index = SkillIndex.of([replace(skill, status="accepted"), *rivals], self._encode).showing({skill.id})
         alone = FrozenBank(index, skill.id, weights=self.weights, encoder=self._encode)
@@ -191,9 +193,12 @@ class SeerLoop:
         known = {r.language_split for r in self.training}
 
         def familiar(request: Request) -> int:
-            return 2 * (request.language_split in known) + (taught_by[request.id] or _says(request.text, skill))
+            return 2 * (request.language_split in known) + taught_by[request.id]
 
-        fitting = _spread(fitting, familiar, f"{self.settings.seed}/{skill.id}")[: self.settings.tests]
+        mixed = _spread(fitting, familiar, f"{self.settings.seed}/{skill.id}")
+        own, others = ([r for r in mixed if _says(r.text, skill) == said] for said in (True, False))
+        half = min(len(own), max(self.settings.tests // 2, self.settings.tests - len(others)))
+        fitting = [*others[: self.settings.tests - half], *own[:half]]
         if len(fitting) < self.settings.fewest:
             return None
         gains: list[float] = []
