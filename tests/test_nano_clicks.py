@@ -358,7 +358,8 @@ class TestLearnt:
         for name, prompt in spatial_prompts(volume).items():
             found = shipped.segment(volume, [prompt])[0]
             assert found.mask is not None
-            assert dice(found.mask.array, blob()) > (0.5 if name == "mask" else 0.8), name  # one slice of 6 mm tells little of the rest
+            # one slice of 6 mm tells little of the rest, one click says where and not how large
+            assert dice(found.mask.array, blob()) > {"mask": 0.5, "points": 0.6}.get(name, 0.95), name
 
     def test_the_same_scan_stored_another_way_gives_the_same_mask(self, shipped: NanoSegmenter) -> None:
         """Axes reversed in array and affine: the same patient, so the same mask in world space."""

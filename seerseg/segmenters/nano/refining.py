@@ -39,7 +39,8 @@ TRUST_CT, TRUST_OTHER = 1.0, 0.5
 EDIT_MM = 30.0
 BALL, REACH, LEAST_REACH_MM = 1.3, 3.0, 6.0
 """Of a click's distance from the edge of the mask before: within the first it changes the mask always, within the second it may. Where a
-box stands beside the clicks, the mask before was drawn from prompts too, and a click may change all of it (chosen on validation cases)."""
+box stands beside the clicks, the mask before was drawn from prompts too, and a click may change all of it (chosen on validation cases),
+unless the target is too large to be seen as finely as the scan allows: a coarse crop would blur what finer ones have drawn."""
 HELD = 4
 RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
@@ -88,10 +89,12 @@ class Desk:
             low, high = np.minimum(low, wider[0]), np.maximum(high, wider[1])
         mask = self._paint(scan, crop.grid, logits)
         spacing = crop.grid.spacing_zyx[0]
-        if prompt.points and spacing > CLOSER * finest_mm(scan):
+        coarse = spacing > CLOSER * finest_mm(scan)
+        if prompt.points and coarse:
             mask = self._closer(scan, prompt, mask, max(finest_mm(scan), spacing / ZOOM))
         if prompt.mask is not None and prompt.points and prompt.mask.array.any() and not _on_one_slice(prompt.mask.array):
-            mask = edited(prompt.mask.array, mask, prompt.points, self._volume.grid.spacing_zyx, everywhere=bool(prompt.boxes))
+            everywhere = bool(prompt.boxes) and not coarse
+            mask = edited(prompt.mask.array, mask, prompt.points, self._volume.grid.spacing_zyx, everywhere=everywhere)
         for positive in (False, True):
             for point in prompt.points:
                 if point.positive is positive:
