@@ -14,7 +14,7 @@ from seerseg.dataset import Request
 from seerseg.errors import BankError
 from seerseg.evolution.arena import Outcome, StoreArena, bare
 from seerseg.evolution.distillation import Telling, distil, taught
-from seerseg.evolution.loop import EvolveSettings, SeerLoop, lower_bound
+from seerseg.evolution.loop import EvolveSettings, SeerLoop, lower_bound, proven
 from seerseg.evolution.writer import LessonWriter, facts
 from seerseg.model import Model, ModelSpec
 from seerseg.skills.base import Audit, EmptyBank, Query, Retriever, Skill
@@ -163,6 +163,18 @@ def test_the_lower_bound_asks_for_more_than_one_trial() -> None:
     assert lower_bound([0.9], 0.9) == float("-inf")
     assert lower_bound([0.02, 0.02], 0.9) < 0 < lower_bound([0.9, 0.9, 0.9], 0.9) < 0.9
     assert lower_bound([0.9, -0.9, 0.9], 0.9) < 0
+
+
+def test_a_gain_in_either_half_is_enough_when_the_other_loses_nothing() -> None:
+    settings, own = EvolveSettings(), [True] * 12 + [False] * 12
+    mixed = [0.0] * 12 + [0.3, 0.0] * 6
+    assert proven(mixed, own, settings) > lower_bound(mixed, settings.confidence) > 0
+    weak = [0.0] * 12 + [0.08] * 6 + [0.0] * 6
+    assert proven(weak, own, settings) > 0
+    hurt = [-0.1] * 12 + [0.3, 0.0] * 6  # a loss elsewhere: all of them count
+    assert proven(hurt, own, settings) == lower_bound(hurt, settings.confidence)
+    assert proven([0.5, 0.5, 0.5, 0.5], [True, False, False, False], settings) == lower_bound([0.5] * 4, settings.confidence)
+    assert proven([0.0] * 24, own, settings) < 0
 
 
 def test_the_telling_phrase_is_pure_and_short() -> None:

@@ -183,9 +183,9 @@ class SeerLoop:
 
     def _test(self, number: int, skill: Skill, pool: Sequence[Skill], taught_by: Mapping[str, bool]) -> Acceptance | None:
         """The paired comparison on bank requests that would be shown the skill, all others of `pool` its rivals; None when fewer than
-        `fewest` would. Half of them hold the skill's own words, where so many do. Of the others those in another language than training's
-        come first, and of these those without words of any skill of the pool (taught_by: request -> whether it holds some). A skill that
-        does harm at once is not tried to the end."""
+        `fewest` would. Half of them hold the skill's own words, where so many do: a gain in either half is enough when the other loses
+        nothing. Of the others those in another language than training's come first, and of these those without words of any skill of
+        the pool (taught_by: request -> whether it holds some). A skill that does harm at once is not tried to the end."""
         rivals = [s for s in pool if s.id != skill.id]
         index = SkillIndex.of([replace(skill, status="accepted"), *rivals], self._encode).showing({skill.id})
         alone = FrozenBank(index, skill.id, weights=self.weights, encoder=self._encode)
@@ -208,7 +208,7 @@ class SeerLoop:
             if len(gains) >= self.settings.fewest and lower_bound([-g for g in gains], self.settings.confidence) > 0:
                 break
         tried = fitting[: len(gains)]
-        low = lower_bound(gains, self.settings.confidence)
+        low = proven(gains, [_says(r.text, skill) for r in tried], self.settings)
         return Acceptance(
             len(gains),
             round(_mean(gains), 6),
@@ -222,6 +222,15 @@ class SeerLoop:
     def _guard(self, skill: Skill) -> None:
         if self.fence is not None and skill.status != "retired":
             self.fence.check(skill)
+
+
+def proven(gains: Sequence[float], own: Sequence[bool], settings: EvolveSettings) -> float:
+    """The larger lower bound of the gains in requests that hold the skill's own words and in those that do not. Two bounds are two chances,
+    so each is taken at half the risk; the bound of all gains where either half has lost more than is harmless, or is too small to tell."""
+    halves = [[g for g, o in zip(gains, own, strict=True) if o is said] for said in (True, False)]
+    if any(len(h) < settings.fewest or _mean(h) < -settings.harmless for h in halves):
+        return lower_bound(gains, settings.confidence)
+    return max(lower_bound(h, (1 + settings.confidence) / 2) for h in halves)
 
 
 def lower_bound(differences: Sequence[float], confidence: float) -> float:
