@@ -21,7 +21,7 @@ from seerseg.skills.base import Audit, EmptyBank, Query, Retriever, Skill
 from seerseg.skills.fence import Fence
 from seerseg.skills.retrieval import ENCODED, FrozenBank, Weights
 from seerseg.skills.store import BankFolder
-from seerseg.vocabulary import Vocabulary
+from seerseg.vocabulary import Vocabulary, words
 
 VOCABULARY = Vocabulary.load()
 SLANG = {"zorb": "liver", "quax": "spleen"}
@@ -373,6 +373,20 @@ def test_held_out_words_are_refused_in_experiments(tmp_path: Path) -> None:
     fence.check(planted("answer liver", ("zorb",), sources=("t1/t1-zorb",)))
     with pytest.raises(BankError, match=r"holds 'gnorf', a word of held-out language"):
         fence.check(planted("answer liver", ("old gnorf",), sources=("t1/t1-zorb",)))
+
+
+def test_what_holds_held_out_words_by_chance_is_not_proposed_and_ends_nothing(tmp_path: Path) -> None:
+    made = loop(tmp_path, Table(), rounds=1)
+    (report,) = made.run()
+    spoken = words(next(iter(BankFolder(tmp_path).skills().values())).when)
+    at = spoken.index("says")
+    chance = " ".join(spoken[at : at + 2])  # where the skill's sentence and its phrase meet
+    again = loop(tmp_path / "again", Table(), rounds=1)
+    assert again.fence is not None
+    again.fence = replace(again.fence, forms=frozenset({chance}))
+    (fewer,) = again.run()
+    assert 0 < fewer.proposed < report.proposed
+    assert all(chance not in " ".join(words(s.when)) for s in BankFolder(tmp_path / "again").skills().values())
 
 
 def test_a_skill_that_changes_nothing_is_kept_as_a_rival_only(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Counted:
-    """Means by a table: what says pump or heart is one thing, everything else another."""
+    """Means by a table: what says pump or heart is nearly one thing, everything else another."""
 
     identity = "table-1"
 
@@ -47,7 +47,7 @@ class Counted:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         self.asked += texts
-        return np.array([[1.0, 0.0] if "pump" in t or "heart" in t else [0.0, 1.0] for t in texts], np.float32)
+        return np.array([[1.0, 0.0] if "pump" in t else [0.96, 0.28] if "heart" in t else [0.0, 1.0] for t in texts], np.float32)
 
 
 def skill(word: str, target: str) -> Skill:
@@ -96,7 +96,7 @@ def test_what_was_embedded_is_kept_by_its_content(tmp_path: Path) -> None:
     one = kept_vectors(["the pump", "bile"], encoder, tmp_path)
     two = kept_vectors(["bile", "the heart", "the pump"], encoder, tmp_path)
     assert encoder.asked == ["the pump", "bile", "the heart"]
-    np.testing.assert_array_equal(two, [one[1], [1, 0], one[0]])
+    np.testing.assert_allclose(two, [one[1], [0.96, 0.28], one[0]], rtol=1e-6)
     (tmp_path / EMBEDDINGS / "table-1.npz").write_bytes(b"torn")
     np.testing.assert_array_equal(kept_vectors(["bile"], encoder, tmp_path), [[0, 1]])
     assert encoder.asked[3:] == ["bile"]

@@ -130,7 +130,7 @@ class SeerLoop:
             found = [replace(s, audit=replace(s.audit, origin=TAUGHT)) if _content(s) in more else s for s in found]
             known = {_content(s) for s in (*after.values(), *found)}
             found += [s for content, s in more.items() if content not in known]
-        proposed = list({s.id: s for s in reversed(found) if s.id not in after}.values())
+        proposed = list({s.id: s for s in reversed(found) if s.id not in after and not self._held_out(s)}.values())
         verdicts = self._accept(number, after, proposed)
         retired = _purge(after, number, self.settings) + _cap(after, number, self.settings)
         head = self.bank.change(lambda now: {**now, **after}, f"round {number}")
@@ -218,6 +218,9 @@ class SeerLoop:
             sum(not _says(r.text, skill) for r in tried),
             " and ".join(sorted({r.language_split for r in tried if r.language_split})),
         )
+
+    def _held_out(self, skill: Skill) -> bool:
+        return self.fence is not None and self.fence.held_out_word(skill) is not None
 
     def _guard(self, skill: Skill) -> None:
         if self.fence is not None and skill.status != "retired":
