@@ -96,7 +96,7 @@ def test_what_was_embedded_is_kept_by_its_content(tmp_path: Path) -> None:
     one = kept_vectors(["the pump", "bile"], encoder, tmp_path)
     two = kept_vectors(["bile", "the heart", "the pump"], encoder, tmp_path)
     assert encoder.asked == ["the pump", "bile", "the heart"]
-    np.testing.assert_allclose(two, [one[1], [0.96, 0.28], one[0]], rtol=1e-6)
+    np.testing.assert_allclose(two, [one[1], [0.96, 0.28], one[0]], rtol=1e-3)  # kept in half precision
     (tmp_path / EMBEDDINGS / "table-1.npz").write_bytes(b"torn")
     np.testing.assert_array_equal(kept_vectors(["bile"], encoder, tmp_path), [[0, 1]])
     assert encoder.asked[3:] == ["bile"]
