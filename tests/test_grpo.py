@@ -317,6 +317,16 @@ def test_wordings_and_sets() -> None:
 # ---------------------------------------------------------------------------------------------------------------- guards
 
 
+def test_what_is_seldom_asked_for_is_seldom_drawn() -> None:
+    sets = [
+        ParaphraseSet("a", ("ribs",), tuple("abcdefgh")),
+        ParaphraseSet("a", ("heart",), tuple("abcdefghij")),
+        ParaphraseSet("a", None, ("a", "b")),
+    ]
+    assert grpo.shares(sets) == [1.0, 1.0, 0.25]
+    assert grpo.shares(sets[:1]) == [1.0]
+
+
 def test_the_tested_range_of_trl() -> None:
     guards.check_trl()
     guards.check_trl("1.16.9")

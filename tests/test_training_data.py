@@ -307,6 +307,16 @@ def test_the_schedule_passes_over_everything(count: int, total: int, seed: int) 
     assert order[: total // 2] == schedule(count, max(1, total // 2), seed)[: total // 2], "a longer run begins alike"
 
 
+@given(rare=st.floats(0.05, 1.0), count=st.integers(2, 30), seed=st.integers(0, 2**31))
+def test_rare_samples_take_part_in_their_share_of_the_passes(rare: float, count: int, seed: int) -> None:
+    weights, passes = [1.0] * (count - 1) + [rare], 40
+    order = schedule(count, passes * (count - 1), seed, weights)
+    assert order == schedule(count, 10 * passes * count, seed, weights)[: len(order)], "a longer run begins alike"
+    drawn, whole = order.count(count - 1), order.count(0)
+    assert abs(drawn - rare * whole) <= 2
+    assert max(order.count(i) for i in range(count - 1)) - min(order.count(i) for i in range(count - 1)) <= 1
+
+
 def test_a_bounded_cache_forgets_the_oldest() -> None:
     cache: Bounded[bytes] = Bounded(10, len)
     for name in "abc":

@@ -7,7 +7,6 @@ from the store when a batch needs them; whole volumes are decoded only to draw v
 
 from __future__ import annotations
 
-import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -291,11 +290,19 @@ def _is_learned(trace: Trace, turn: int) -> bool:
     return turn >= len(trace.turns) or trace.turns[turn].learn
 
 
-def schedule(count: int, total: int, seed: int) -> list[int]:
+def schedule(count: int, total: int, seed: int, weights: Sequence[float] | None = None) -> list[int]:
     """`total` sample numbers below `count`: pass after pass, each in an order of its own. Nothing else decides the order, so that
-    neither the number of processes nor a restart changes it."""
-    passes = [np.random.default_rng([seed, number]).permutation(count) for number in range(math.ceil(total / count))]
-    return [int(i) for i in np.concatenate(passes)[:total]]
+    neither the number of processes nor a restart changes it. weights: in which share of the passes a sample takes part, over 0 and at
+    most 1, and 1 for some; all in every pass without them."""
+    share = np.ones(count) if weights is None else np.asarray(weights, dtype=np.float64)
+    begun = np.random.default_rng(seed).random(count)
+    order: list[int] = []
+    number = 0
+    while len(order) < total:
+        taking_part = np.floor(share * (number + 1) + begun) > np.floor(share * number + begun)
+        order += [int(i) for i in np.random.default_rng([seed, number]).permutation(count) if taking_part[i]]
+        number += 1
+    return order[:total]
 
 
 def evenly(items: Sequence[Value], count: int) -> list[Value]:
