@@ -178,19 +178,25 @@ def taught(
 
 
 def _taught(tag: str, truth: str, modality: str, phrases: Mapping[str, Sequence[Request]]) -> Skill:
-    requests = [r for group in phrases.values() for r in group]
-    example = min(requests, key=lambda r: (len(r.text), r.text))
+    said = [(r.text, f"{r.case}/{r.id}") for group in phrases.values() for r in group]
+    made = _proposed(tag, truth, modality, list(phrases), said, TAUGHT)
+    return replace(made, audit=replace(made.audit, sources=made.audit.sources[:SOURCES]))
+
+
+def _proposed(tag: str, truth: str, modality: str, phrases: Sequence[str], said: Sequence[tuple[str, str]], origin: str) -> Skill:
+    """The candidate for phrases that mean one answer. said: (text, source) of the requests that it was learned from."""
+    example = min((text for text, _ in said), key=lambda text: (len(text), text))
     return Skill(
         id="",
         tag=tag,
-        when=_when(list(phrases), modality),
+        when=_when(phrases, modality),
         what=f"answer {truth}",
         words=tuple(phrases),
-        target=truth,
+        target=None if truth == ABSENT else truth,
         modalities=(modality,) if modality else (),
-        example=_plain(f"'{example.text[:160]}' -> {truth}"),
+        example=_plain(f"'{example[:160]}' -> {truth}"),
         status="candidate",
-        audit=Audit(TAUGHT, tuple(sorted({f"{r.case}/{r.id}" for r in requests})[:SOURCES])),
+        audit=Audit(origin, tuple(sorted({source for _, source in said}))),
     )
 
 
@@ -210,21 +216,8 @@ def _may_be_shown(skill: Skill) -> bool:
 def _candidate(tag: str, truth: str, modality: str, found: Mapping[str, Sequence[Outcome]]) -> Skill:
     outcomes = [o for group in found.values() for o in group]
     wrong = Counter(o.answer for o in outcomes if o.answer not in ("", truth) and o.dice < 0.5)
-    target = None if truth == ABSENT else truth
-    example = min(outcomes, key=lambda o: (len(o.text), o.text))
-    return Skill(
-        id="",
-        tag=tag,
-        when=_when(list(found), modality),
-        what=f"answer {truth}",
-        words=tuple(found),
-        target=target,
-        modalities=(modality,) if modality else (),
-        example=_plain(f"'{example.text[:160]}' -> {truth}"),
-        lesson=f"not {wrong.most_common(1)[0][0]}" if wrong else "",
-        status="candidate",
-        audit=Audit("loop", tuple(sorted({f"{o.case}/{o.request}" for o in outcomes}))),
-    )
+    made = _proposed(tag, truth, modality, list(found), [(o.text, f"{o.case}/{o.request}") for o in outcomes], "loop")
+    return replace(made, lesson=f"not {wrong.most_common(1)[0][0]}" if wrong else "")
 
 
 def _runs(tokens: Sequence[str], most: int = LONGEST) -> list[tuple[str, ...]]:
