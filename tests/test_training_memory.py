@@ -201,6 +201,8 @@ def test_slices_are_counted_in_the_size_that_the_processor_brings_them_to() -> N
     found = estimate(dataclasses.replace(SETTINGS, max_tokens=2432), shape, ViewSpec(count=8, size_px=448))
     assert found.image_tokens == 8 * 9
     assert found.tokens == 2432 - 8 * 196 + 8 * 9
+    three = ViewSpec(count=5, also=("coronal", "sagittal"))  # a budget counts the images of all planes
+    assert estimate(dataclasses.replace(SETTINGS, max_tokens=4096), FOUR_B, three).tokens == 4096
 
 
 def test_passes_are_cut_to_what_a_gpu_holds() -> None:

@@ -64,7 +64,7 @@ def estimate(settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: i
     side = shape.image_px or shape.patch_px * shape.merge * math.ceil(size / (shape.patch_px * shape.merge))
     patches = images * (side // shape.patch_px) ** 2
     image_tokens = patches // shape.merge**2
-    planned = spec.count * math.ceil(spec.size_px / PIXELS_PER_TOKEN) ** 2  # of the plan's budget, which is for no model in particular
+    planned = images * math.ceil(spec.size_px / PIXELS_PER_TOKEN) ** 2  # of the plan's budget, which is for no model in particular
     budget = max(settings.max_tokens - planned, settings.max_new_tokens) + image_tokens
     length = tokens if tokens is not None else budget
     gpu = settings.dtype != "float32" if on_gpu is None else on_gpu
