@@ -26,7 +26,7 @@ from seerseg.training.data import Ground, open_ground, read_samples
 from seerseg.training.runs import RunFolder
 from seerseg.training.settings import TrainSettings, plans_for, settings_from
 from seerseg.training.sft import Ended, train_sft
-from seerseg.training.tuning import export, shape_of, source_of
+from seerseg.training.tuning import export, shape_of, source_of, wake
 
 EDITS = {"views.count": 2, "views.size_px": 64, "sft.batch": 2, "validation.rows": 2, "validation.sets": 1, "sft.evaluations": 1}
 STEPS = 4
@@ -262,3 +262,27 @@ def test_shapes_are_read_without_weights(tiny: Source) -> None:
     assert shape.parameters == sum(p.numel() for p in model.parameters())
     assert shape.vision == sum(p.numel() for n, p in model.named_parameters() if "visual" in n)
     assert (shape.layers, shape.hidden, shape.patch_px, shape.merge) == (3, 32, 16, 2)
+
+
+def test_tokens_that_were_never_learnt_are_told_apart_before_training() -> None:
+    """Nano has marks for the fixed parts of other protocols' replies, which no text it learnt from has: their embeddings are one and the
+    same, so a reply with boxes cannot be learnt. Those alone are drawn anew, and once."""
+    reasoner = load_reasoner("nano")
+    table = reasoner.model.get_input_embeddings().weight
+    before = table.detach().clone()
+    words = ("anterior hippocampus", "posterior hippocampus, 3 4 5 6 7 8 9 0", "left lung right kidney liver spleen")
+    plain = [token for text in words for token in reasoner.encode_reply(text)]
+    reply = '<think></think><answer>[{"slice": 17, "bbox_2d_list": [[120, 340, 310, 520]]}]</answer>'
+    marks = sorted(set(reasoner.encode_reply(reply)) - set(plain) - set(reasoner.encode_reply("17, 120, 340, 310, 520")))
+    unit = torch.nn.functional.normalize(before[marks], dim=1)
+    closest = (unit @ unit.T - 2 * torch.eye(len(marks))).amax(1)
+    unlearnt = {mark for mark, cosine in zip(marks, closest.tolist(), strict=True) if cosine > 0.99}
+    assert len(unlearnt) == 5  # think, /think, slice, boxes, end
+    assert wake(reasoner.model, reasoner.encode_reply(reply), seed=0) == 0  # too few learnt ones to know how they spread
+    torch.testing.assert_close(table, before, rtol=0, atol=0)
+    assert wake(reasoner.model, [*plain, *reasoner.encode_reply(reply)], seed=0) == 5
+    changed = {int(row) for row in (table != before).any(1).nonzero()}
+    assert changed == unlearnt
+    rows = torch.nn.functional.normalize(table[sorted(unlearnt)], dim=1)
+    assert float((rows @ rows.T - 2 * torch.eye(5)).max()) < 0.6
+    assert wake(reasoner.model, [*plain, *reasoner.encode_reply(reply)], seed=0) == 0

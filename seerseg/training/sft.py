@@ -24,9 +24,11 @@ from seerseg.training.callbacks import Metrics, Outside, PartTimer, Survival, ba
 from seerseg.training.data import Cases, Collator, Ground, Samples, evenly, schedule, validate, validation_sets
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
-from seerseg.training.tuning import load_trainable
+from seerseg.training.tuning import load_trainable, wake
 
 LOSS_WEIGHT = 0.01
+MOST_READ_FOR_WORDS = 2000
+"""Samples whose replies say which tokens are to be learnt."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ def train_sft(
         outside.say(f"Left out, {count} traces: {reason}")
     loaded = load_trainable(source, settings)
     reasoner = VlmReasoner(loaded)
+    if settings.tuning == "full":
+        said = {reply for sample in evenly(samples.train, MOST_READ_FOR_WORDS) for reply in sample.replies}
+        woken = wake(loaded.model, (token for reply in sorted(said) for token in reasoner.encode_reply(reply)), settings.seed)
+        if woken:
+            outside.say(f"{woken} tokens of the replies were never learnt by this model: their embeddings are drawn anew.")
     check_length(reasoner, ground, samples, settings, outside)
     train = Collator(reasoner, ground, samples.train, settings.cache_bytes)
     held_out = tuple(evenly(samples.val, settings.validation_rows))
