@@ -99,7 +99,7 @@ def test_images_of_a_case_are_encoded_once(folders: dict[str, Path], name: str) 
     shown = contract.images(4)
     reasoner.reply([contract.dialogue(text, shown=shown) for text in ("a", "left lung", "the ribs please", "b")], samples=2, seed=3)
     assert len(calls) == 1, "four requests with two samples each, in three chunks, share one pass of the vision tower"
-    reasoner.reply([contract.dialogue("a", shown=shown), contract.dialogue("a", shown=contract.images(4, seed=2))])
+    reasoner.reply([contract.dialogue("a", shown=contract.images(4, seed=3)), contract.dialogue("a", shown=contract.images(4, seed=2))])
     assert len(calls) == 3, "two cases take two passes"
     handle.remove()
 

@@ -1,7 +1,9 @@
 """Any transformers image-text-to-text model as a reasoner, with or without a peft adapter.
 
 Images of one case are encoded once for all its requests and samples: dialogues that show the same images in the same words up to
-the last of them share one prefill of their common token prefix; what follows is batched, left-padded, behind copies of its cache.
+the last of them share one prefill of their common token prefix; what follows is batched, left-padded, behind copies of its cache. With
+Qwen's models a dialogue that goes on from one that was replied to before is taken up where that ended: images of earlier turns are neither
+prepared nor encoded again.
 Architectures for which this was not checked against the stock `generate` use the stock one, with the same results and more work.
 A reply depends on its dialogue, the sample number and the seed, never on what else is in the batch.
 """
@@ -9,17 +11,23 @@ A reply depends on its dialogue, the sample number and the seed, never on what e
 from __future__ import annotations
 
 import hashlib
-from collections.abc import MutableMapping, Sequence
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
 
 from seerseg.errors import ModelError
 from seerseg.protocols.messages import ImagePart, Message, TextPart, text_message
 from seerseg.quiet import quiet
 from seerseg.reasoners.base import ReasonerCard
-from seerseg.reasoners.decoding import Decoder, Decoding, Draw, Encoded, Line
+from seerseg.reasoners.decoding import Decoder, Decoding, Draw, Encoded, Line, Shown
 from seerseg.reasoners.vlm_loading import Loaded, find
 from seerseg.reasoners.vlm_loading import load as load_model
 
@@ -27,16 +35,29 @@ _MROPE, _PLAIN = "mrope", "plain"
 _SHARING = {"qwen3_vl": _MROPE, "qwen2_5_vl": _MROPE, "qwen2_vl": _MROPE, "idefics3": _PLAIN, "smolvlm": _PLAIN}
 """Model types whose prefix can be prefilled once, by how they count positions; each is tested token for token."""
 _SEQUENCE_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
+_HEADS = 256
+"""Dialogues whose tokens up to the last image are remembered."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Prompt:
-    """One dialogue as text with image placeholders. head: characters up to and including the last placeholder."""
+    """One dialogue as text with image placeholders. head: characters up to and including the last placeholder; marks: digests of the
+    images' content; digest: what its random numbers are made from."""
 
     text: str
     images: list[ImagePart]
     head: int
     digest: str
+    marks: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Head:
+    """The tokens of a dialogue up to its last image, without the image tensors but for their "image_grid_thw"."""
+
+    ids: array[int]
+    kinds: dict[str, bytes]
+    grids: Any
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,9 @@ class VlmReasoner:
     def __init__(self, loaded: Loaded, decoding: Decoding | None = None) -> None:
         self.loaded, self.decoding = loaded, decoding or Decoding()
         self.model, self.processor, self.tokenizer = loaded.model, loaded.processor, loaded.tokenizer
+        self._marks: WeakKeyDictionary[ImagePart, str] = WeakKeyDictionary()
+        self._heads: OrderedDict[str, _Head] = OrderedDict()
+        self._lock = threading.Lock()
 
     @cached_property
     def card(self) -> ReasonerCard:
@@ -87,6 +111,16 @@ class VlmReasoner:
             for row, ids in zip(rows, self._generate(rows), strict=True):
                 out[row.place[0]][row.place[1]] = self.text(ids)
         return out
+
+    def likelihoods(self, dialogue: Sequence[Message], replies: Sequence[str]) -> list[float]:
+        """Log-likelihood of each reply, its end included, after one dialogue; after a reply to the same dialogue no image is encoded.
+        ModelError as in `decoder`."""
+        import torch
+
+        decoder = self.decoder
+        with torch.inference_mode(), quiet():
+            asked = self._encoded(self._prompt(dialogue), {}, remember=True)
+            return decoder.likelihoods(asked, [self.encode_reply(reply) for reply in replies])
 
     def text(self, reply: Sequence[int]) -> str:
         """The words of a reply's tokens."""
@@ -134,7 +168,8 @@ class VlmReasoner:
             raise ModelError(
                 f"Models of type {self.model.config.model_type!r} cannot be shown further images in a dialogue that is trained."
             )
-        return Encoded(made["input_ids"][0].tolist(), {name: made[name][0].tolist() for name in _SEQUENCE_KEYS[2:] if name in made}, images)
+        marks = tuple(self._mark(image) for image in message.images)
+        return Encoded(*_tokens(made), images, marks)
 
     def append(self, before: Encoded, reply: Sequence[int], added: Encoded) -> Encoded:
         """An encoded dialogue after a reply and a `continuation`; a token that ended the reply is not said twice."""
@@ -149,22 +184,87 @@ class VlmReasoner:
                 for name, kind in added.kinds.items()
             },
             joined if joined else before.images,
+            before.marks + added.marks,
         )
 
-    def _encoded(self, prompt: _Prompt, known: MutableMapping[str, Encoded] | None) -> Encoded:
-        key = hashlib.sha256("\0".join([prompt.text[: prompt.head], *(image.key for image in prompt.images)]).encode()).hexdigest()
+    def _encoded(self, prompt: _Prompt, known: MutableMapping[str, Encoded] | None, *, remember: bool = False) -> Encoded:
+        """remember: images that were prepared in an earlier call are prepared again only when they are wanted."""
+        key = _key(prompt.text[: prompt.head], prompt.marks)
         tail = self._tail(prompt) if prompt.images else []
         head = None if known is None else known.get(key)
+        if head is None and remember:
+            head = self._taken_up(prompt)
         if head is None:
             made = self._encode([prompt.text], prompt.images)
-            ids = made["input_ids"][0].tolist()
-            kinds = {name: made[name][0].tolist() for name in _SEQUENCE_KEYS[2:] if name in made}
+            ids, kinds = _tokens(made)
             images = {name: value for name, value in made.items() if name not in _SEQUENCE_KEYS}
             cut = len(ids) - len(tail)
             if known is None or not tail or ids[cut:] != tail:
-                return Encoded(ids, kinds, images)
-            head = known[key] = Encoded(ids[:cut], {name: kind[:cut] for name, kind in kinds.items()}, images)
-        return Encoded(head.ids + tail, {name: kind + [0] * len(tail) for name, kind in head.kinds.items()}, head.images)
+                return Encoded(ids, kinds, images, prompt.marks)
+            head = Encoded(ids[:cut], {name: kind[:cut] for name, kind in kinds.items()}, images, prompt.marks)
+        if known is not None:
+            known[key] = head
+        if remember and self._cuts:
+            self._remember(key, head)
+        return Encoded(head.ids + tail, {name: kind + [0] * len(tail) for name, kind in head.kinds.items()}, head.images, prompt.marks)
+
+    def _taken_up(self, prompt: _Prompt) -> Encoded | None:
+        """The head of a prompt, from that of the longest beginning of its dialogue that was encoded in an earlier call."""
+        import torch
+
+        pieces = prompt.text[: prompt.head].split(self._image_token)
+        if not self._cuts or len(pieces) != len(prompt.images) + 1:
+            return None
+        for count in range(len(prompt.images), 0, -1):
+            said = self._image_token.join([*pieces[:count], ""])
+            key = _key(said, prompt.marks[:count])
+            with self._lock:
+                head = self._heads.get(key)
+                if head is not None:
+                    self._heads.move_to_end(key)
+            if head is not None:
+                break
+        else:
+            return None
+        ids, kinds = head.ids.tolist(), {name: list(kind) for name, kind in head.kinds.items()}
+        after: Mapping[str, Any] = {}
+        grids = head.grids
+        if count < len(prompt.images):
+            made = self._encode([prompt.text[len(said) : prompt.head]], prompt.images[count:])
+            more, more_kinds = _tokens(made)
+            ids, kinds = ids + more, {name: kind + more_kinds[name] for name, kind in kinds.items()}
+            after = {name: value for name, value in made.items() if name not in _SEQUENCE_KEYS}
+            grids = torch.cat([grids, after["image_grid_thw"]])
+
+        def before() -> Mapping[str, Any]:
+            made = self._encode([self._image_token * count], prompt.images[:count])
+            return {name: value for name, value in made.items() if name not in _SEQUENCE_KEYS}
+
+        return Encoded(ids, kinds, Shown(before, count, grids, after), prompt.marks)
+
+    def _remember(self, key: str, head: Encoded) -> None:
+        if head.images:
+            kept = _Head(array("i", head.ids), {name: bytes(kind) for name, kind in head.kinds.items()}, head.images["image_grid_thw"])
+            with self._lock:
+                self._heads[key] = kept
+                self._heads.move_to_end(key)
+                while len(self._heads) > _HEADS:
+                    self._heads.popitem(last=False)
+
+    @cached_property
+    def _cuts(self) -> bool:
+        """Whether a dialogue can be encoded in pieces that end with an image."""
+        token = self._image_token
+        whole, *parts = (self.tokenizer(text)["input_ids"] for text in (f"a{token} b{token}", f"a{token}", f" b{token}"))
+        return _SHARING.get(self.model.config.model_type) == _MROPE and whole == parts[0] + parts[1]
+
+    def _mark(self, image: ImagePart) -> str:
+        """A digest of what an image shows."""
+        found = self._marks.get(image)
+        if found is None:
+            pixels = np.ascontiguousarray(image.pixels)
+            found = self._marks[image] = hashlib.sha256(str(pixels.shape).encode() + pixels.tobytes()).hexdigest()[:32]
+        return found
 
     def encode_reply(self, reply: str) -> list[int]:
         """The tokens of a reply, up to and with the one that ends a turn, as they follow an encoded dialogue."""
@@ -236,7 +336,8 @@ class VlmReasoner:
         images = [image for message in dialogue for image in message.images]
         last = text.rfind(self._image_token)
         digest = hashlib.sha256("\0".join([text, *(image.key for image in images)]).encode()).hexdigest()
-        return _Prompt(text, images, last + len(self._image_token) if images and last >= 0 else 0, digest)
+        head = last + len(self._image_token) if images and last >= 0 else 0
+        return _Prompt(text, images, head, digest, tuple(self._mark(image) for image in images))
 
     def _encode(self, texts: list[str], images: list[ImagePart]) -> Any:
         """The processor's tensors; every text gets the same images."""
@@ -257,7 +358,7 @@ class VlmReasoner:
     def _generate(self, rows: Sequence[_Row]) -> list[list[int]]:
         if self.shares_prefix:
             known: dict[str, Encoded] = {}
-            return self.decoder.replies([Line(self._encoded(row.prompt, known), row.key) for row in rows])
+            return self.decoder.replies([Line(self._encoded(row.prompt, known, remember=True), row.key) for row in rows])
         out: dict[int, list[int]] = {}
         shown: dict[tuple[str, ...], list[_Row]] = {}
         for row in rows:
@@ -326,6 +427,15 @@ class VlmReasoner:
         names = [self._image_token, *(getattr(self.processor, name, None) for name in ("image_token", "video_token", "fake_image_token"))]
         vision.update(i for name in names if name and (i := self.tokenizer.convert_tokens_to_ids(str(name))) is not None and i != unknown)
         return tuple(sorted(int(i) for i in vision - self._eos if 0 <= i < self.model.config.get_text_config().vocab_size))
+
+
+def _tokens(made: Any) -> tuple[list[int], dict[str, list[int]]]:
+    """Tokens of the only text, and what the processor says of each besides."""
+    return made["input_ids"][0].tolist(), {name: made[name][0].tolist() for name in _SEQUENCE_KEYS[2:] if name in made}
+
+
+def _key(text: str, marks: Sequence[str]) -> str:
+    return hashlib.sha256("\0".join([text, *marks]).encode()).hexdigest()
 
 
 def load(

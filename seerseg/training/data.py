@@ -8,7 +8,7 @@ from the store when a batch needs them; whole volumes are decoded only to draw v
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -367,7 +367,7 @@ class Collator:
         return batch | join_images([prompt.images for prompt, _, _ in rows])
 
 
-def join_images(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def join_images(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The image tensors of several dialogues as those of one batch: joined along the first axis, others padded with zeros."""
     import torch
 

@@ -1,8 +1,9 @@
 """Rollouts of GRPO: dialogues driven by the model that learns, their answers drawn by the frozen segmenter, their terms scored.
 
 Replies of all dialogues of a call are decoded together; as soon as a batch of them is finished, a thread draws and scores it while the
-next is decoded. Tokens go in as they came out: a further turn is appended to the very tokens of the reply before it. What a dialogue
-draws at random depends on its key, its sample and its turn alone.
+next is decoded. Tokens go in as they came out: a further turn is appended to the very tokens of the reply before it, and goes on from what
+the decoder remembers of it, so that no image is encoded twice in a call; between calls, when weights change, nothing is remembered. What a
+dialogue draws at random depends on its key, its sample and its turn alone.
 """
 
 from __future__ import annotations
@@ -154,6 +155,7 @@ class Rollouts:
 
     def run(self, jobs: Sequence[Job]) -> list[Rollout]:
         """One finished and scored rollout per job, in order."""
+        self.reasoner.decoder.forget()
         with ThreadPoolExecutor(1, thread_name_prefix="segmenter") as thread:
             read = [thread.submit(self._read, job) for job in {(j.case, j.target): j for j in jobs}.values()]
             with self.parts.part("encode"):
@@ -166,6 +168,7 @@ class Rollouts:
                     if not waiting:
                         break
             finally:
+                self.reasoner.decoder.forget()  # the memory is the step's
                 for session in (sessions or {}).values():
                     session.close()
             _results(read)
