@@ -146,7 +146,7 @@ class Decoder:
         self.prefixes = Prefixes(decoding.kept_bytes)
 
     def forget(self) -> None:
-        """Remember no dialogue: to have the memory back, or since weights were changed in a way that torch does not count."""
+        """Remember no dialogue: to have the memory back, or since few values of a weight were written through `weight.data`."""
         self.prefixes.clear()
 
     def replies(self, lines: Sequence[Line], done: Callable[[list[int], list[list[int]]], None] | None = None) -> list[list[int]]:

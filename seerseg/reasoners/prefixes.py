@@ -16,6 +16,7 @@ from typing import Any
 
 LEAST_BYTES = 128 << 20
 """What may be remembered of a small model; of a larger one a quarter of its weights' size."""
+_VALUES = 8  # of a weight, looked at for changes
 
 
 @dataclass(eq=False)
@@ -90,8 +91,7 @@ class Prefixes:
         return sum(entry.nbytes for entry in self._entries)
 
     def begin(self, model: Any) -> None:
-        """A call begins. Forgets everything when a weight has changed since the last one, as far as torch counts changes; what is written
-        past its count (`weight.data`) needs `clear`."""
+        """A call begins. Forgets everything when weights have changed since the last one (`_state`)."""
         state = _state(model)
         with self._lock:
             if state != self._state:
@@ -153,13 +153,19 @@ def _alike(first: list[int], second: list[int]) -> int:
 
 
 def _state(model: Any) -> Any:
-    """Something that is another after any change of weights that torch counts, and in another precision."""
+    """Something that is another after any change of weights, and in another precision: what torch counts, and, since it does not count
+    what fused optimisers do, some values of every weight."""
     import torch
 
-    weights = itertools.chain(model.parameters(), model.buffers())
-    counts = tuple((id(w), w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    weights = [w.detach() for w in itertools.chain(model.parameters(), model.buffers()) if w.device.type != "meta"]
+    counts = tuple((w.data_ptr(), 0 if w.is_inference() else w._version) for w in weights)
+    picked: dict[Any, list[Any]] = {}
+    for weight in weights:
+        flat = weight.view(-1) if weight.is_contiguous() else weight[:1].flatten()
+        picked.setdefault((weight.device, weight.dtype), []).append(flat[:: max(1, len(flat) // _VALUES)])
+    values = tuple(torch.cat(some).view(torch.uint8).cpu().numpy().tobytes() for some in picked.values())
     kind = model.device.type
-    return hash(counts), model.training, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
+    return counts, values, model.training, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
 
 
 def _limit(model: Any, held: int) -> int:
