@@ -17,6 +17,8 @@ from PIL import Image
 
 from seerseg.dataset import open_dataset, verify_dataset
 from seerseg.errors import ImageError, UsageError
+from seerseg.rewards import Truth
+from seerseg.views import pixel_map
 from seerseg.volume import read_labels, read_volume
 from seerseg_data.converters import CONVERTERS, ConversionReport, convert, load_converter
 from seerseg_data.converters.cvpr_text import PROMPTS, read_npz
@@ -403,12 +405,14 @@ def picture(array: np.ndarray) -> dict[str, Any]:
     return {"bytes": stream.getvalue(), "path": "x.png"}
 
 
-def umrg_row(identifier: str, category: str, question: str, image: np.ndarray, mask: np.ndarray) -> dict[str, Any]:
+def umrg_row(
+    identifier: str, category: str, question: str, image: np.ndarray, mask: np.ndarray, points: Any = ((4, 2), (7, 5))
+) -> dict[str, Any]:
     return {
         "prompt": [{"role": "user", "content": question}],
         "images": [picture(image)],
         "masks": [picture(mask)],
-        "reward_model": {"ground_truth": '{"bbox_2d": [1, 2, 5, 6]}', "style": "rule"},
+        "reward_model": {"ground_truth": json.dumps({"bbox_2d": [3, 2, 8, 5], "point_2d": points}), "style": "rule"},
         "extra_info": {"id": identifier, "category": category, "supercategory": "Abdomen", "index": 0},
     }
 
@@ -445,8 +449,32 @@ def test_umrg(tmp_path: Path) -> None:
     assert centre[1] > middle[1]
     assert next((r.case, r.target) for r in dataset.requests) == ("umrg_a-1", ("liver",))
     assert convert(load_converter("umrg"), tmp_path, "7", tmp_path / "raw").done == ()
+    (request,) = (r for r in dataset.requests if r.case == "umrg_a-1")
+    assert request.points == ((0, 17, 25), (0, 14, 22)), "rows and columns run backwards on the canonical grid"
+    liver, grid = read_labels(report.folder / "labelsTr" / "umrg_a-1.png")
+    views = pixel_map(grid, 0, 0, 60)  # 20 x 30 pixels, each 2 x 2, in the middle of a square
+    for (x, y), voxel in zip(((4, 2), (7, 5)), request.points, strict=True):
+        assert liver[voxel] == 1, "the points lie in the mask as they lie in the picture"
+        assert views.to_pixel(voxel) == pytest.approx((2 * y + 0.5 + 10, 2 * x + 0.5))
+    truth = Truth(grid, liver == 1).pointed(request.points)
+    assert truth.on_slice(0, 0).points == request.points != Truth(grid, liver == 1).on_slice(0, 0).points
     rows[1]["masks"] = []
     parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=2)
     again = convert(load_converter("umrg"), tmp_path, "7", tmp_path / "raw")
     assert again.skipped == ("umrg_a-1", "umrg_a-3")
     assert "no mask" in again.failed["umrg_a-2"]
+
+
+@pytest.mark.parametrize(
+    "points", [None, [], [[1, 2]], [[1, 2], [30, 2]], [[1, 2], [3, 20]], [[1, 2], [-1, 3]], [[1, 2], ["a", 3]], "points"]
+)
+def test_umrg_points_that_are_no_two_pixels_are_left_out(tmp_path: Path, points: Any) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    mask = np.zeros((20, 30))
+    mask[2:6, 3:9] = 255
+    parquet.write_table(arrow.Table.from_pylist([umrg_row("b", "liver", "What is it?", mask, mask, points)]), tmp_path / "train-0.parquet")
+    report = convert(load_converter("umrg"), tmp_path, "7", tmp_path / "raw")
+    assert report.failed == {}
+    (request,) = open_dataset(report.folder).requests
+    assert request.points == ()

@@ -42,6 +42,7 @@ def test_the_three_kinds_of_target(tmp_path: Path) -> None:
         ("[]", "no JSON object"),
         ("[" * 100_000, "not valid JSON"),
         ('{"case": "c"}', "'text' is missing"),
+        ('{"case": "c", "text": "x", "points": [[1, 2]]}', "'points' must be a list of voxels"),
         ('{"text": "liver"}', "'case' is missing"),
         ('{"case": "c", "text": 5}', "'text' must be a string"),
         ('{"case": "c", "text": "  \\u200b "}', "is empty"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,26 @@ def test_by_hand(folders: tuple[Path, Path]) -> None:
         assert (rows[name].iou, rows[name].pdice, rows[name].dice, rows[name].dice_voxels) == (0, 0, 0, 0)
     assert found.means()["iou"] == pytest.approx((1 + 1 / 3 + 1) / 6)
     assert found.interval("iou") is None, "one picture has no interval"
+
+
+def test_published_points_count_where_requests_carry_them(folders: tuple[Path, Path]) -> None:
+    raw, out = folders
+    written = open_dataset(raw).requests
+    points = ((0, 22, 25), (0, 36, 50))
+    write_requests(raw / "requests.jsonl", [replace(r, points=points if r.id == "exact" else ()) for r in written])
+    dataset = open_dataset(raw)
+    assert next(r for r in dataset.requests if r.id == "exact").points == points
+    references = References.of_dataset(dataset)
+    rows = {row.request: row for row in ground(evaluate(out, references, dataset.requests).rows, out, references).rows}
+    key = key_slice(TRUTH, 0, 0)
+    assert key is not None
+    (_, y0, x0), (_, y1, x1) = key.points
+    answered, true = math.dist((y0, x0), (y1, x1)) / 2, math.dist((22, 25), (36, 50)) / 2
+    apart = math.dist(((y0 + y1) / 2, (x0 + x1) / 2), (29, 37.5))
+    assert apart <= abs(answered - true), "one circle in the other"
+    small, large = sorted((answered, true))
+    assert rows["exact"].pdice_mended == pytest.approx(2 * small**2 / (small**2 + large**2), rel=1e-6)
+    assert rows["exact"].iou == pytest.approx(1.0), "the box stays that of the mask"
 
 
 def test_the_grid_of_a_picture_that_is_not_square() -> None:

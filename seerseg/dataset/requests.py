@@ -5,7 +5,8 @@ One JSON object per line:
     {"id": "r1", "case": "case_001", "text": "plz outline the lft lung", "target": "left lung", "style": "messy", "language_split": "train"}
 
 `target` is a label name of `dataset.json`, a list of them (their union), or null (the target is absent from the case);
-without the key the truth is unknown. `id` may be missing: then it is "line00001" and so on. Other keys are tolerated.
+without the key the truth is unknown. `id` may be missing: then it is "line00001" and so on. `points`, where the makers of a dataset
+published reference points of the target, are voxels [[z, y, x], ...] of the case's canonical grid. Other keys are tolerated.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Request:
     """Free text asking for one target in one case.
 
     target: label names whose union is meant; None with has_target=True: the target is absent from the case;
-    has_target=False: the truth is unknown. style, language_split: "" when not stated.
+    has_target=False: the truth is unknown. style, language_split: "" when not stated. points: published reference points of the target,
+    voxels (z, y, x) of the canonical grid.
     """
 
     id: str
@@ -41,6 +43,7 @@ class Request:
     style: str = ""
     language_split: str = ""
     has_target: bool = True
+    points: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def absent(self) -> bool:
@@ -56,6 +59,8 @@ class Request:
             line["style"] = self.style
         if self.language_split:
             line["language_split"] = self.language_split
+        if self.points:
+            line["points"] = [list(point) for point in self.points]
         return line
 
 
@@ -154,6 +159,7 @@ def _parse(raw: bytes, number: int, where: str) -> Request:
         style=_word(line.get("style"), "style", where),
         language_split=_word(line.get("language_split"), "language_split", where),
         has_target="target" in line,
+        points=_points(line.get("points"), where),
     )
 
 
@@ -185,6 +191,15 @@ def _target(value: Any, where: str) -> tuple[str, ...] | None:
             f"{where}: 'target' must be a label name, a list of label names, or null for a target that is absent, not {shown}."
         )
     return tuple(dict.fromkeys(names))
+
+
+def _points(value: Any, where: str) -> tuple[tuple[int, int, int], ...]:
+    if value is None:
+        return ()
+    listed = value if isinstance(value, list) else [value]
+    if not all(isinstance(p, list) and len(p) == 3 and all(type(v) is int and abs(v) < 1 << 31 for v in p) for p in listed):
+        raise RequestError(f"{where}: 'points' must be a list of voxels [z, y, x], three whole numbers each, not {json.dumps(value)[:80]}.")
+    return tuple((z, y, x) for z, y, x in listed)
 
 
 def _has_surrogates(text: str) -> bool:

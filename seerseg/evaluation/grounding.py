@@ -8,9 +8,9 @@ Everything lies on a square image of 840 pixels. For each request whose target i
     dice         of mask and reference on the slice of the answer, both brought to the 840 pixels: 2 I / (A + B + 1e-6)
 
 An answer that cannot be read, names no box or points, or lies where the target is not, counts 0, as published. Of a dialogue of several
-turns the last box counts. `dice_voxels` is Dice of the whole mask in voxels, as everywhere else. Two things differ from the published
-numbers: images keep their proportions (padded, not stretched), and reference points are found in the mask (the two deep points of
-`rewards.key_slice`), as the converter does not keep those of the set.
+turns the last box counts. `dice_voxels` is Dice of the whole mask in voxels, as everywhere else. What differs from the published numbers:
+images keep their proportions (padded, not stretched). Reference points are those that the dataset's requests carry (the converter of
+U-MRG-14K keeps them), else found in the mask (the two deep points of `rewards.key_slice`).
 """
 
 from __future__ import annotations
@@ -144,7 +144,8 @@ def _case(entries: Sequence[Mapping[str, Any]], asked: Sequence[Row], prediction
     for row in asked:
         entry = by_id.get(row.request) or by_text.get(normalise_name(row.text)) or {}
         if row.target not in truths:
-            truths[row.target] = Truth(reference.grid, np.isin(reference.array, references.values(row.target)))
+            whole = Truth(reference.grid, np.isin(reference.array, references.values(row.target)))
+            truths[row.target] = whole.pointed(references.points.get((row.case, row.target), ()))
         truth = truths[row.target]
         drawn = read_drawn(predictions / row.file, reference, row.file_values) if row.file else None
         found.append(_grounded(row, _answered(entry), truth, drawn))

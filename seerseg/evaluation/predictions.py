@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,8 @@ class References:
     """The truth: label maps by case, and what their values mean.
 
     labels: name -> values; names: label -> further names that are right as an answer (canonical, synonyms); subject_of: case ->
-    subject, a case that is not there being its own; note: on how the labels were made ("" when by hand or not known).
+    subject, a case that is not there being its own; note: on how the labels were made ("" when by hand or not known); points: published
+    reference points of (case, target), voxels (z, y, x).
     """
 
     name: str
@@ -34,6 +35,7 @@ class References:
     names: Mapping[str, tuple[str, ...]]
     ignore_label: int | None = None
     note: str = ""
+    points: Mapping[tuple[str, str], tuple[tuple[int, int, int], ...]] = field(default_factory=dict)
 
     def values(self, target: str) -> tuple[int, ...]:
         """The values of a target as rows name it: a label, or several joined by " + "; () for "" (absent)."""
@@ -49,7 +51,14 @@ class References:
         meta = read_json(dataset.folder / "dataset.json", DatasetError)
         note = meta.get("label_kind", "")
         return cls(
-            dataset.name, files, dataset.labels, dataset.subject_of, names, dataset.ignore_label, note if isinstance(note, str) else ""
+            dataset.name,
+            files,
+            dataset.labels,
+            dataset.subject_of,
+            names,
+            dataset.ignore_label,
+            note if isinstance(note, str) else "",
+            {(r.case, " + ".join(r.target)): r.points for r in dataset.requests if r.target and r.points},
         )
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -50,6 +50,15 @@ class Truth:
     def absent(self) -> bool:
         """The target is not in the scan."""
         return self.mask is None
+
+    def pointed(self, points: Sequence[tuple[int, int, int]]) -> Truth:
+        """The same with these two reference points (z, y, x) instead of those found in the mask, on the slice along the first axis on
+        which both lie; itself when they are not two, lie on no one slice or where the target is not."""
+        for axis in range(3):
+            if len(points) == 2 and self.mask is not None and points[0][axis] == points[1][axis]:
+                there = self.on_slice(axis, points[0][axis])
+                return self if there is None else replace(self, slices=(replace(there, points=tuple(points)), *self.slices))
+        return self
 
     @cached_property
     def _box(self) -> tuple[slice, slice, slice] | None:

@@ -102,7 +102,8 @@ class StoredScenes:
                 values = ground.values_of(target or ())
                 names = tuple(name for name, said in ground.label_values.items() if target and tuple(sorted(said)) == values)
                 mask = None if target is None else self._cases.truth(case, target)
-                found = self._truths[key] = Truth(self._cases.views(case).grid, mask, names)
+                points = next((r.points for r in ground.dataset.requests if r.points and (r.case, r.target) == (case, target)), ())
+                found = self._truths[key] = Truth(self._cases.views(case).grid, mask, names).pointed(points)
             return found
 
 

@@ -443,6 +443,7 @@ def _request(line: Mapping[str, Any]) -> Request:
         target=None if target is None else (target,) if isinstance(target, str) else tuple(target),
         style=line.get("style", ""),
         language_split=line.get("language_split", ""),
+        points=tuple((z, y, x) for z, y, x in line.get("points", ())),
     )
 
 

@@ -2,19 +2,24 @@
 
 Parquet files as the `datasets` library stores them, splits train and test by file name. Of a row are used (as eval/eval.py and
 verl/utils/dataset/rl_dataset.py of github.com/PRIS-CV/MedReasoner read it): prompt[0].content, the question; images[0] and
-masks[0], picture files, the mask 0 and 255; extra_info with id, category and supercategory. One row becomes one case, its
-category the label, its question the request.
+masks[0], picture files, the mask 0 and 255; extra_info with id, category and supercategory; reward_model.ground_truth, JSON with
+point_2d, two reference points [x, y] in pixels of the stored picture, as eval/statistic.py gives points to SAM and compares with
+the mask. One row becomes one case, its category the label, its question the request, which carries the points as voxels; the box
+is that of the mask.
 
 Subjects: no person is named. Rows that show one and the same picture share a subject, so that it never lies on both sides of a split.
 
-Not verified: the set's licence, and that every row has one image and one mask (others fail, with a sentence).
+Not verified: the set's licence, that every row has one image and one mask (others fail, with a sentence), and that every row's
+points lie in its picture (others are left out, and that is noted: evaluation then finds points in the mask).
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,8 @@ from numpy.typing import NDArray
 from seerseg.errors import DatasetError, ImageError, MissingExtraError
 from seerseg.paths import safe_name
 from seerseg_data.converters.base import CaseContent, Converter, Facts, SourceCase, ask, missing_layout
+
+_COLUMNS = ("prompt", "images", "masks", "reward_model", "extra_info")
 
 
 class UMRG(Converter):
@@ -51,10 +58,10 @@ class UMRG(Converter):
         """One per row; everything is read once, for what the rows hold is what the cases are known by."""
         values = self.facts(source).labels
         for path in _files(self, source):
-            for number, row in _rows(path, ("prompt", "images", "masks", "extra_info")):
+            for number, row in _rows(path, _COLUMNS):
                 picture, mask = _picture(row, "images"), _picture(row, "masks")
                 content = hashlib.blake2b(digest_size=16)
-                for part in (picture, mask, _question(row).encode(), _text(row, "category").encode()):
+                for part in (picture, mask, _question(row).encode(), _text(row, "category").encode(), _said(row).encode()):
                     content.update(len(part).to_bytes(8, "little") + part)
                 identifier = safe_name(_text(row, "id") or f"{path.stem}-{number}", 100)
                 yield SourceCase(
@@ -70,7 +77,7 @@ class UMRG(Converter):
     def read(self, case: SourceCase) -> CaseContent:
         """One row of the file."""
         number, value = case.note
-        row = next(row for n, row in _rows(case.images[0], ("prompt", "images", "masks", "extra_info"), only=number) if n == number)
+        row = next(row for n, row in _rows(case.images[0], _COLUMNS, only=number) if n == number)
         picture, mask, question, category = _picture(row, "images"), _picture(row, "masks"), _question(row), _text(row, "category")
         if not picture or not mask or not question.strip() or not value:
             needed = (("image", picture), ("mask", mask), ("question", question.strip()), ("category", value))
@@ -79,7 +86,10 @@ class UMRG(Converter):
         label = (_mask(mask, case.id) > 0).astype(np.uint8) * value
         if not label.any():
             raise DatasetError(f"Case {case.id}, row {number} of {case.images[0].name}: its mask is empty. Take the row away.")
-        return CaseContent((picture,), label[None, ::-1, ::-1], (ask(self, case.id, "question", question, [category], "implicit"),))
+        points = _points(_said(row), *label.shape)
+        notes = () if points else ("No two reference points in pixels of this picture; evaluation takes deep points of the mask.",)
+        request = replace(ask(self, case.id, "question", question, [category], "implicit"), points=points)
+        return CaseContent((picture,), label[None, ::-1, ::-1], (request,), notes)
 
 
 def _files(converter: Converter, source: Path) -> list[Path]:
@@ -120,6 +130,26 @@ def _question(row: dict[str, Any]) -> str:
     prompt = row.get("prompt")
     first = prompt[0] if isinstance(prompt, list) and prompt else None
     return str(first.get("content") or "").replace("<image>", "").strip() if isinstance(first, dict) else ""
+
+
+def _said(row: dict[str, Any]) -> str:
+    """The published reference, JSON; "" when there is none."""
+    model = row.get("reward_model")
+    said = model.get("ground_truth") if isinstance(model, dict) else None
+    return said if isinstance(said, str) else ""
+
+
+def _points(said: str, height: int, width: int) -> tuple[tuple[int, int, int], ...]:
+    """Two voxels (0, y, x) of the canonical grid, on which rows and columns of a picture run backwards; () when they are not two pixels
+    [x, y] of the picture."""
+    try:
+        reference = json.loads(said)
+        pixels = [(round(x), round(y)) for x, y in reference["point_2d"]]
+    except (ValueError, TypeError, KeyError, OverflowError):
+        return ()
+    if len(pixels) != 2 or not all(0 <= x < width and 0 <= y < height for x, y in pixels):
+        return ()
+    return tuple((0, height - 1 - y, width - 1 - x) for x, y in pixels)
 
 
 def _picture(row: dict[str, Any], key: str) -> bytes:
