@@ -12,9 +12,10 @@ import pytest
 
 from seerseg.dataset import Request
 from seerseg.errors import BankError
+from seerseg.evolution.acceptance import Rule, lower_bound, proven
 from seerseg.evolution.arena import Outcome, StoreArena, bare
 from seerseg.evolution.distillation import Telling, distil, taught
-from seerseg.evolution.loop import EvolveSettings, SeerLoop, lower_bound, proven
+from seerseg.evolution.loop import EvolveSettings, SeerLoop
 from seerseg.evolution.writer import LessonWriter, facts
 from seerseg.model import Model, ModelSpec
 from seerseg.skills.base import Audit, EmptyBank, Query, Retriever, Skill
@@ -166,7 +167,7 @@ def test_the_lower_bound_asks_for_more_than_one_trial() -> None:
 
 
 def test_a_gain_in_either_half_is_enough_when_the_other_loses_nothing() -> None:
-    settings, own = EvolveSettings(), [True] * 12 + [False] * 12
+    settings, own = Rule(), [True] * 12 + [False] * 12
     mixed = [0.0] * 12 + [0.3, 0.0] * 6
     assert proven(mixed, own, settings) > lower_bound(mixed, settings.confidence) > 0
     weak = [0.0] * 12 + [0.08] * 6 + [0.0] * 6

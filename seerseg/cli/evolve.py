@@ -31,7 +31,10 @@ ACCEPT_IN = ("val", "own")
 @option("-p", "--plans_name", default="plans", metavar="NAME", help="Name of the plans file, without .json.")
 @option("--rounds", type=click.IntRange(1), default=3, help="Rounds in all; those that the bank holds are not done again.")
 @option("--per_round", type=click.IntRange(1), default=400, help="Training requests of a round, whole paraphrase sets.")
+@option("--bench", type=click.IntRange(3), default=600, help="Bank requests of a round that skills are judged on, spread over targets.")
+@option("--candidates", type=click.IntRange(1), default=60, help="Skills that a round tests at most, those that promise most first.")
 @option("--tests", type=click.IntRange(3), default=24, help="Bank requests that a skill is tried on at most.")
+@option("--max_minutes", type=click.FloatRange(0, min_open=True), metavar="M", help="End with what is done by then. Default: no limit.")
 @option(
     "--accept_in",
     type=click.Choice(ACCEPT_IN),
@@ -110,7 +113,7 @@ def _say(done: Round, as_json: bool) -> None:
     click.echo(
         f"Round {done.number}: {done.requests} requests, mean Dice {done.mean_plain:.3f} without and {done.mean_with:.3f} with the bank "
         f"({done.helped} helped, {done.hurt} hurt); {done.proposed} proposed, {done.tested} tested, {done.accepted} accepted, "
-        f"{done.refused} refused, {done.retired} retired; {done.skills} skills.",
+        f"{done.refused} refused, {done.left} not tested, {done.retired} retired; {done.skills} skills.",
         err=as_json,
     )
 
@@ -127,7 +130,6 @@ def _run_part(loop: SeerLoop, parts: int, part: int) -> int:
     mine = [r for r in chosen if r.case in set(cases)]
     for bank in (EmptyBank(), frozen):
         loop.arena.run(mine, bank)
-    loop.raw.run(mine, EmptyBank())
     return len(mine)
 
 
@@ -192,7 +194,9 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
         vocabulary=vocabulary,
         truth_of=truth_of,
         modality_of=arena.modality,
-        settings=EvolveSettings(rounds=given["rounds"], per_round=given["per_round"], tests=given["tests"], seed=given["seed"]),
+        settings=EvolveSettings(
+            **{name: given[name] for name in ("rounds", "per_round", "bench", "candidates", "tests", "seed")}, minutes=given["max_minutes"]
+        ),
         fence=Fence.around(held, everything, everything, unseen) if given["mode"] == "frozen" else None,
         names=model.targets.names if model.targets.closed else (),
     )
@@ -200,9 +204,8 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
         made.writer = _writer(given, model.targets.names, made.fence)
     if given["encoder"]:
         from seerseg.skills.encoder import SentenceEncoder
-        from seerseg.skills.retrieval import ENCODED
 
-        made.encoder, made.weights = SentenceEncoder(Path(given["encoder"]), device=model.device), ENCODED
+        made.encoder = SentenceEncoder(Path(given["encoder"]), device=model.device)
     return made, folder
 
 

@@ -13,6 +13,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from seerseg.dataset import Request
 from seerseg.errors import BankError
@@ -58,6 +59,7 @@ class Telling:
 
     vocabulary: Vocabulary
     counts: dict[tuple[str, ...], Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    asked_for: Counter[str] = field(default_factory=Counter)
     _forms: dict[str, dict[str, tuple[str, str]]] = field(default_factory=dict)
 
     @staticmethod
@@ -65,6 +67,7 @@ class Telling:
         """From (text, truth) of training requests; what they deny does not count."""
         made = Telling(vocabulary)
         for text, truth in examples:
+            made.asked_for[truth] += 1
             for run in set(_runs(words(asked(text)))):
                 made.counts[run][truth] += 1
         return made
@@ -82,13 +85,21 @@ class Telling:
 
     def alias(self, text: str, truth: str) -> tuple[str, str]:
         """The words of a training request for its target, and the tag of their kind: the longest form of the vocabulary that it holds;
-        else its telling phrase, where two requests have that, and no tag. "" where they are said of other targets too."""
+        else its telling phrase, where COMMON of the requests for it, and two, have that (slips are rarer), and no tag. "" where they are
+        said of other targets too, or are but fragments of the vocabulary's forms ("front")."""
         held = max((run for run in _runs(words(text), most=MOST_WORDS) if " ".join(run) in self.forms(truth)), key=len, default=None)
         if held is not None and (len(held) > LONGEST or self.share(held, truth) >= MOSTLY):
             return self.forms(truth)[" ".join(held)]
         phrase = self.phrase(text, truth)
         run = tuple(phrase.split())
-        return (phrase, "") if self.share(run, truth) >= PURE and self.counts[run][truth] > 1 else ("", "")
+        often = self.counts[run][truth] >= max(2, COMMON * self.asked_for[truth])
+        news = any(word not in self._taught_words for word in run)
+        return (phrase, "") if often and news and self.share(run, truth) >= PURE else ("", "")
+
+    @cached_property
+    def _taught_words(self) -> frozenset[str]:
+        """Words of the vocabulary's forms of all targets."""
+        return frozenset(word for truth in self.asked_for if truth != ABSENT for form in self.forms(truth) for word in form.split())
 
     def share(self, run: tuple[str, ...], truth: str) -> float:
         """Of the training requests that hold a run of at most LONGEST words the share that means this target."""

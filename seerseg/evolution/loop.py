@@ -1,55 +1,72 @@
 """The rounds of SEER-Loop. Within a round the bank is frozen: episodes on training cases, harvest, credit, candidates (what was won and
-lost, and what the training requests teach about every target); then acceptance on bank cases by paired comparison with and without the
-skill, first in words that the skill does not hold; then what hurts is retired and growth is capped; then one new state.
+lost, and what the training requests teach about every target); then acceptance on bank cases (`seerseg.evolution.acceptance`); then what
+hurts is retired and growth is capped; then one new state. What a round costs is bounded by its settings, and by a time where one is given.
 """
 
 from __future__ import annotations
 
-import math
 import random
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from seerseg.dataset import Request
-from seerseg.evolution.arena import Arena, Outcome, bare
+from seerseg.evolution.acceptance import Bench, Rule, holds, sample_of
+from seerseg.evolution.arena import Arena, Outcome
 from seerseg.evolution.distillation import Harvest, Telling, Writer, distil, taught
-from seerseg.skills.base import TAUGHT, Acceptance, EmptyBank, Query, Skill
-from seerseg.skills.encoder import Encoder, Remembered
+from seerseg.skills.base import TAUGHT, Acceptance, EmptyBank, Query, Retriever, Skill
+from seerseg.skills.encoder import Encoder, Remembered, adapted, keep_metric, learn_metric
 from seerseg.skills.fence import Fence
-from seerseg.skills.retrieval import FrozenBank, SkillIndex, Weights
+from seerseg.skills.retrieval import ENCODED, FrozenBank, Weights, asked, keep_weights, kept_weights
 from seerseg.skills.store import BankFolder, retire
 from seerseg.vocabulary import Vocabulary, words
 
-TOGETHER = 6  # requests of a case that a skill is tried on at once
+RIGHT = 0.5  # share of the requests which taught words fit that must mean their target, for them to be heeded where they are not shown
+SLICE = 60  # requests that are run before the clock is looked at
+LEARNING = 0.4  # share of the time of a round that training requests may take, and what is left of the rest's for the bench
+EARLY = 0.7
 
 
 @dataclass(frozen=True)
 class EvolveSettings:
-    """per_round: training requests a round (whole paraphrase sets); tests: bank requests a candidate is tried on at most, at least
-    `fewest`; confidence: one-sided, of the lower bound that must be over 0; harmless: mean loss up to which a skill that does not help is
-    kept as a rival; penalty: weight of drops against gains; per_target: accepted skills kept for a target; candidates: tested in a round
-    at most, those with most sources first; teach: propose what training requests say of every target, too."""
+    """What a round costs at most. per_round: training requests (whole paraphrase sets), run without skills and with the bank; raw: those
+    of them that are sent to the segmenter as they are; bench: bank requests, spread over targets and run once without skills, and where an
+    encoder is given once with the best candidate; candidates: skills that are tested, those that promise most first; tests: requests that
+    each is tried on, at least `fewest`; minutes: for all rounds together, None for no limit (what is not reached is left for another run).
+
+    confidence: one-sided, of the lower bound that must be over 0; harmless: mean loss up to which a skill that does not help is kept as a
+    rival; penalty: weight of drops against gains; per_target: accepted skills kept for a target; teach: propose what training requests say
+    of every target, too."""
 
     rounds: int = 3
     per_round: int = 400
+    raw: int = 100
+    bench: int = 600
+    candidates: int = 60
     tests: int = 24
+    minutes: float | None = None
     fewest: int = 3
     confidence: float = 0.9
     penalty: float = 1.0
     per_target: int = 20
-    candidates: int = 60
     harmless: float = 0.005
     teach: bool = True
     harvest: Harvest = Harvest()  # noqa: RUF009
     seed: int = 1234
 
+    @property
+    def rule(self) -> Rule:
+        """How a skill is tested."""
+        return Rule(self.tests, self.fewest, self.confidence, self.harmless, self.seed)
+
 
 @dataclass(frozen=True)
 class Round:
-    """What a round did. Means are over the round's training requests."""
+    """What a round did. Means are over the round's training requests. left: candidates that were not tested: nothing to earn by them, or
+    no place or time; threshold, margin: of retrieval, as the round found best."""
 
     number: int
     requests: int
@@ -62,7 +79,10 @@ class Round:
     accepted: int
     refused: int
     retired: int
+    left: int
     skills: int
+    threshold: float
+    margin: float
     version: str
 
     def to_json(self) -> dict[str, Any]:
@@ -90,17 +110,46 @@ class SeerLoop:
     writer: Writer | None = None
     encoder: Encoder | None = None
     names: tuple[str, ...] = ()
+    clock: Callable[[], float] = time.monotonic
+    _began: float | None = None
+    _left: int = 0
 
     @cached_property
-    def _encode(self) -> Remembered | None:
-        return Remembered(self.encoder) if self.encoder is not None else None
+    def _encode(self) -> Encoder | None:
+        """The encoder through the bank's metric, which is learnt from the training requests by the bank's first round."""
+        if self.encoder is None:
+            return None
+        base = Remembered(self.encoder)
+        if adapted(base, self.bank.folder) is base and base.identity is not None and self.bank.head() is None:
+            metric = learn_metric(self._said(), base)
+            if metric is not None:
+                keep_metric(metric, base, self.bank.folder)
+        return Remembered(adapted(base, self.bank.folder))
+
+    @cached_property
+    def _telling(self) -> Telling:
+        return Telling.of(((r.text, self.truth_of(r)) for r in self.training), self.vocabulary)
+
+    def _said(self) -> dict[tuple[str, str], list[str]]:
+        """Training requests by the words for their target and the target."""
+        said: dict[tuple[str, str], list[str]] = defaultdict(list)
+        for request in self.training:
+            if request.target is not None and asked(request.text) == request.text:
+                phrase, _ = self._telling.alias(request.text, self.truth_of(request))
+                if phrase:
+                    said[phrase, self.truth_of(request)].append(request.text)
+        return said
 
     def run(self, report: Callable[[Round], None] = lambda round_: None) -> list[Round]:
         """The rounds that the bank's history does not hold yet, each one head with the message "round N"; a run that was stopped goes
-        on with the round it was in. BankError when the bank holds what `fence` forbids."""
+        on with the round it was in, one that ran out of time ends with the round it is in. BankError when the bank holds what `fence`
+        forbids."""
         finished = sum(h.message.startswith("round ") for h in self.bank.history())
-        rounds = []
+        rounds: list[Round] = []
+        self._began = self.clock()
         for number in range(finished + 1, self.settings.rounds + 1):
+            if rounds and self._late():
+                break
             rounds.append(self._round(number))
             report(rounds[-1])
         return rounds
@@ -111,26 +160,21 @@ class SeerLoop:
         for skill in skills.values():
             self._guard(skill)
         live = [s for s in skills.values() if s.status == "accepted"]
-        frozen = FrozenBank.of(skills.values(), weights=self.weights, encoder=self._encode) if live else EmptyBank()
+        frozen = FrozenBank.of(skills.values(), weights=self._weights(), encoder=self._encode) if live else EmptyBank()
         return skills, frozen, _sample(self.training, self.settings.per_round, self.settings.seed + number)
 
     def _round(self, number: int) -> Round:
         self.bank.fold(f"hand-ins before round {number}")
         skills, frozen, chosen = self.prepare(number)
-        plain, helped = bare(self.arena, chosen), self.arena.run(chosen, frozen)
+        plain = self._run(chosen, EmptyBank(), LEARNING / 2)
+        helped = self._run(chosen[: len(plain)], frozen, LEARNING)
+        chosen, plain = chosen[: len(helped)], plain[: len(helped)]
         after = dict(skills)
         for skill_id, trials in _credits(number, plain, helped).items():
             if skill_id in after:
                 audit = after[skill_id].audit
                 after[skill_id] = replace(after[skill_id], audit=replace(audit, trials={**audit.trials, **trials}))
-        telling = Telling.of(((r.text, self.truth_of(r)) for r in self.training), self.vocabulary)
-        found = distil(plain, bare(self.raw, chosen), telling=telling, harvest=self.settings.harvest, writer=self.writer)
-        if self.settings.teach:
-            more = {_content(s): s for s in taught(self.training, telling=telling, truth_of=self.truth_of, modality_of=self.modality_of)}
-            found = [replace(s, audit=replace(s.audit, origin=TAUGHT)) if _content(s) in more else s for s in found]
-            known = {_content(s) for s in (*after.values(), *found)}
-            found += [s for content, s in more.items() if content not in known]
-        proposed = list({s.id: s for s in reversed(found) if s.id not in after and not self._held_out(s)}.values())
+        proposed = self._proposed(after, chosen, plain)
         verdicts = self._accept(number, after, proposed)
         retired = _purge(after, number, self.settings) + _cap(after, number, self.settings)
         head = self.bank.change(lambda now: {**now, **after}, f"round {number}")
@@ -146,78 +190,131 @@ class SeerLoop:
             accepted=sum(verdicts),
             refused=len(verdicts) - sum(verdicts),
             retired=retired,
+            left=self._left,
             skills=sum(s.status == "accepted" for s in after.values()),
+            threshold=self._weights().threshold,
+            margin=self._weights().margin,
             version=head.version,
         )
+
+    def _proposed(self, after: Mapping[str, Skill], chosen: Sequence[Request], plain: Sequence[Outcome]) -> list[Skill]:
+        """Candidates that the bank does not hold yet."""
+        more: dict[tuple[object, ...], Skill] = {}
+        if self.settings.teach:
+            made = taught(self.training, telling=self._telling, truth_of=self.truth_of, modality_of=self.modality_of)
+            more = {_content(s): s for s in made}
+        raw = self._raw(chosen, plain, {(phrase, s.target) for s in more.values() for phrase in s.words})
+        found = distil(plain, raw, telling=self._telling, harvest=self.settings.harvest, writer=self.writer)
+        found = [replace(s, audit=replace(s.audit, origin=TAUGHT)) if _content(s) in more else s for s in found]
+        known = {_content(s) for s in (*after.values(), *found)}
+        found += [s for content, s in more.items() if content not in known]
+        return list({s.id: s for s in reversed(found) if s.id not in after and not self._held_out(s)}.values())
+
+    def _raw(self, chosen: Sequence[Request], plain: Sequence[Outcome], known: set[tuple[str, str | None]]) -> list[Outcome]:
+        """The outcomes of requests that are sent to the segmenter as they are: of at most `raw` of those that may be wins by it with words
+        that training does not teach anyway. The others' are as without skills: no win."""
+        may = [
+            r
+            for r, o in zip(chosen, plain, strict=True)
+            if o.dice >= max(self.settings.harvest.dice, self.settings.harvest.gain)
+            and (self._telling.alias(o.text, o.truth)[0], o.truth) not in known
+        ]
+        ran = {o.request: o for o in self._run(may[: self.settings.raw], EmptyBank(), LEARNING, self.raw)}
+        return [ran.get(o.request, o) for o in plain]
+
+    def _bench(self, number: int, skills: Mapping[str, Skill], heeded: Mapping[str, Skill]) -> Bench:
+        """The bench of a round; with an encoder threshold and margin are fitted on it, and kept in the bank."""
+        known = {r.language_split for r in self.training}
+        chosen = sample_of(self.testing, self.settings.bench, truth_of=self.truth_of, known=known, seed=self.settings.seed + number)
+        plain = self._run(chosen, EmptyBank(), EARLY)
+        bench = Bench(
+            chosen[: len(plain)],
+            plain,
+            list(skills.values()),
+            heeded,
+            arena=self.arena,
+            query_of=lambda r: Query(r.text, self.modality_of(r.case), targets=self.names),
+            known=known,
+            weights=self._weights(),
+            encoder=self._encode,
+        )
+        if self.encoder is not None and heeded:
+            bench.weights, told = bench.fitted()
+            if getattr(self.encoder, "identity", None) is not None:
+                keep_weights(bench.weights, self.encoder, self.bank.folder, {**told, "round": number})
+            self.weights = bench.weights
+        return bench
+
+    def _weights(self) -> Weights:
+        """Of retrieval: as the bank keeps them for the encoder, else as given."""
+        if self.encoder is None:
+            return self.weights or Weights()
+        return kept_weights(self.bank.folder, self.encoder) or self.weights or ENCODED
+
+    def _late(self, share: float = 1.0) -> bool:
+        """Whether so much of the time is over."""
+        minutes, began = self.settings.minutes, self._began
+        return minutes is not None and began is not None and self.clock() - began > 60 * minutes * share
+
+    def _run(self, requests: Sequence[Request], bank: Retriever, share: float, arena: Arena | None = None) -> list[Outcome]:
+        """Outcomes of the requests in order, of as many as there is time for, the first SLICE in any case."""
+        arena = arena or self.arena
+        if self.settings.minutes is None:
+            return arena.run(requests, bank)
+        made: list[Outcome] = []
+        for start in range(0, len(requests), SLICE):
+            if start and self._late(share):
+                break
+            made += arena.run(requests[start : start + SLICE], bank)
+        return made
 
     def _accept(self, number: int, after: dict[str, Skill], proposed: Sequence[Skill]) -> list[bool]:
         """Test what waits and what is new, those already in use without a test first; `after` is changed."""
         waiting = [s for s in after.values() if s.status != "retired" and s.audit.accepted is None]
-        queue = sorted([*waiting, *proposed], key=lambda s: (s.status == "candidate", -len(s.audit.sources), s.id))
-        queue = queue[: self.settings.candidates]
-        for skill in queue:
+        for skill in (*waiting, *proposed):
             self._guard(skill)
-        rivals = [s for s in after.values() if s.status == "accepted" or s.rival] + [s for s in queue if s.audit.origin == TAUGHT]
-        known = {s.id: s for s in rivals}
-        pool = [replace(s, status="accepted") for s in known.values()]
-        phrases = {" ".join(words(phrase)) for s in known.values() for phrase in s.words}
-        taught_by = {r.id: _holds(r.text, phrases) for r in self.testing}
-        verdicts = []
-        for skill in queue:
-            verdict = self._test(number, skill, pool, taught_by)
+        rivals = [s for s in after.values() if s.status == "accepted" or s.rival]
+        heeded = {s.id: s for s in (*rivals, *(s for s in (*waiting, *proposed) if s.audit.origin == TAUGHT))}
+        bench = self._bench(number, {s.id: s for s in (*waiting, *proposed, *heeded.values())}, heeded)
+        phrases = {" ".join(words(phrase)) for s in heeded.values() for phrase in s.words}
+        taught_by = {request for request, outcome in bench.plain.items() if holds(outcome.text, phrases)}
+        promise = {s.id: bench.promise(s) for s in (*waiting, *proposed)}
+        queue = sorted((*waiting, *proposed), key=lambda s: (s.status == "candidate", -promise[s.id], s.id))
+        verdicts: list[bool] = []
+        self._left = 0
+        for place, skill in enumerate(queue):
+            hopeless = skill.status == "candidate" and promise[skill.id] <= 0
+            if hopeless or place >= self.settings.candidates or self._late():
+                self._left += 1
+                self._leave(number, after, skill, bench, hopeless)
+                continue
+            verdict = bench.test(skill, self.settings.rule, number, taught_by)
             if verdict is None:
                 after.setdefault(skill.id, skill)
                 continue
-            good = verdict.low > 0
-            verdicts.append(good)
-            marked = replace(skill, audit=replace(skill.audit, accepted=verdict))
-            if good:
-                after[skill.id] = replace(marked, status="accepted")
-            elif skill.audit.origin == TAUGHT and verdict.gain >= -self.settings.harmless:
-                after[skill.id] = replace(
-                    marked, status="candidate", audit=replace(marked.audit, note=f"no gain in round {number}: a rival")
-                )
-            else:
-                after[skill.id] = retire(marked, f"refused in round {number}")
+            verdicts.append(verdict.low > 0)
+            after[skill.id] = self._judged(number, skill, verdict, bench.right(skill))
         return verdicts
 
-    def _test(self, number: int, skill: Skill, pool: Sequence[Skill], taught_by: Mapping[str, bool]) -> Acceptance | None:
-        """The paired comparison on bank requests that would be shown the skill, all others of `pool` its rivals; None when fewer than
-        `fewest` would. Half of them hold the skill's own words, where so many do: a gain in either half is enough when the other loses
-        nothing. Of the others those in another language than training's come first, and of these those without words of any skill of
-        the pool (taught_by: request -> whether it holds some). A skill that does harm at once is not tried to the end."""
-        rivals = [s for s in pool if s.id != skill.id]
-        index = SkillIndex.of([replace(skill, status="accepted"), *rivals], self._encode).showing({skill.id})
-        alone = FrozenBank(index, skill.id, weights=self.weights, encoder=self._encode)
-        fitting = [r for r in self.testing if alone.retrieve(Query(r.text, self.modality_of(r.case), targets=self.names), 1)]
-        known = {r.language_split for r in self.training}
+    def _leave(self, number: int, after: dict[str, Skill], skill: Skill, bench: Bench, hopeless: bool) -> None:
+        """A skill that is not tested: taught words that earn nothing, as what they fit is known already, are rivals all the same; of the
+        others those that are in the bank stay, and those that may earn something wait."""
+        if hopeless and skill.audit.origin == TAUGHT and bench.right(skill) >= RIGHT:
+            untried = Acceptance(0, 0.0, 0.0, 0.0, number)
+            after[skill.id] = replace(
+                skill, audit=replace(skill.audit, accepted=untried, note=f"nothing to earn in round {number}: a rival")
+            )
+        elif not hopeless:
+            after.setdefault(skill.id, skill)
 
-        def familiar(request: Request) -> int:
-            return 2 * (request.language_split in known) + taught_by[request.id]
-
-        mixed = _spread(fitting, familiar, f"{self.settings.seed}/{skill.id}")
-        own, others = ([r for r in mixed if _says(r.text, skill) == said] for said in (True, False))
-        half = min(len(own), max(self.settings.tests // 2, self.settings.tests - len(others)))
-        fitting = [*others[: self.settings.tests - half], *own[:half]]
-        if len(fitting) < self.settings.fewest:
-            return None
-        gains: list[float] = []
-        for start in range(0, len(fitting), TOGETHER):
-            part = fitting[start : start + TOGETHER]
-            gains += [b.dice - a.dice for a, b in zip(bare(self.arena, part), self.arena.run(part, alone), strict=True)]
-            if len(gains) >= self.settings.fewest and lower_bound([-g for g in gains], self.settings.confidence) > 0:
-                break
-        tried = fitting[: len(gains)]
-        low = proven(gains, [_says(r.text, skill) for r in tried], self.settings)
-        return Acceptance(
-            len(gains),
-            round(_mean(gains), 6),
-            round(low, 6),
-            round(min(gains), 6),
-            number,
-            sum(not _says(r.text, skill) for r in tried),
-            " and ".join(sorted({r.language_split for r in tried if r.language_split})),
-        )
+    def _judged(self, number: int, skill: Skill, verdict: Acceptance, right: float) -> Skill:
+        """The skill after its test."""
+        marked = replace(skill, audit=replace(skill.audit, accepted=verdict))
+        if verdict.low > 0:
+            return replace(marked, status="accepted")
+        if skill.audit.origin == TAUGHT and (verdict.gain >= -self.settings.harmless or right >= RIGHT):
+            return replace(marked, status="candidate", audit=replace(marked.audit, note=f"no gain in round {number}: a rival"))
+        return retire(marked, f"refused in round {number}")
 
     def _held_out(self, skill: Skill) -> bool:
         return self.fence is not None and self.fence.held_out_word(skill) is not None
@@ -225,28 +322,6 @@ class SeerLoop:
     def _guard(self, skill: Skill) -> None:
         if self.fence is not None and skill.status != "retired":
             self.fence.check(skill)
-
-
-def proven(gains: Sequence[float], own: Sequence[bool], settings: EvolveSettings) -> float:
-    """The larger lower bound of the gains in requests that hold the skill's own words and in those that do not. Two bounds are two chances,
-    so each is taken at half the risk; the bound of all gains where either half has lost more than is harmless, or is too small to tell."""
-    halves = [[g for g, o in zip(gains, own, strict=True) if o is said] for said in (True, False)]
-    if any(len(h) < settings.fewest or _mean(h) < -settings.harmless for h in halves):
-        return lower_bound(gains, settings.confidence)
-    return max(lower_bound(h, (1 + settings.confidence) / 2) for h in halves)
-
-
-def lower_bound(differences: Sequence[float], confidence: float) -> float:
-    """One-sided lower confidence bound of the mean by Student's t; a standard deviation under 0.05 counts as 0.05, so that three
-    equal gains prove less than thirty."""
-    from scipy.stats import t
-
-    n = len(differences)
-    if n < 2:
-        return -math.inf
-    mean = _mean(differences)
-    deviation = max(0.05, math.sqrt(sum((d - mean) ** 2 for d in differences) / (n - 1)))
-    return mean - float(t.ppf(confidence, n - 1)) * deviation / math.sqrt(n)
 
 
 def _credits(number: int, plain: Sequence[Outcome], helped: Sequence[Outcome]) -> Mapping[str, dict[str, float]]:
@@ -280,33 +355,9 @@ def _cap(after: dict[str, Skill], number: int, settings: EvolveSettings) -> int:
     return len(weak)
 
 
-def _spread(requests: Sequence[Request], familiar: Callable[[Request], int], seed: str) -> list[Request]:
-    """The least familiar first; of a case TOGETHER at a time, as one case's are run in one batch; seeded."""
-    rng = random.Random(seed)
-    mixed = rng.sample(list(requests), len(requests))
-    cases = {case: n for n, case in enumerate(rng.sample(sorted({r.case for r in mixed}), len({r.case for r in mixed})))}
-    places: dict[tuple[int, str], int] = defaultdict(int)
-    keyed: list[tuple[int, int, int, int]] = []
-    for order, request in enumerate(mixed):
-        group = familiar(request)
-        keyed.append((group, places[group, request.case] // TOGETHER, cases[request.case], order))
-        places[group, request.case] += 1
-    return [mixed[key[3]] for key in sorted(keyed)]
-
-
 def _content(skill: Skill) -> tuple[object, ...]:
     """What a skill is, however it is worded."""
     return skill.tag, skill.target, skill.modalities, frozenset(skill.words)
-
-
-def _says(text: str, skill: Skill) -> bool:
-    """Whether a request holds one of the skill's own phrases as it stands."""
-    return _holds(text, [" ".join(words(phrase)) for phrase in skill.words])
-
-
-def _holds(text: str, phrases: Iterable[str]) -> bool:
-    said = f" {' '.join(words(text))} "
-    return any(f" {phrase} " in said for phrase in phrases)
 
 
 def _sample(requests: Sequence[Request], count: int, seed: int) -> list[Request]:

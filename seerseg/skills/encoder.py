@@ -11,20 +11,25 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from seerseg.errors import ModelError, OutputError
+from seerseg.errors import BankError, ModelError, OutputError
 from seerseg.paths import safe_name, write_atomically
 from seerseg.quiet import quiet
 
 Encoder = Callable[[Sequence[str]], NDArray[np.float32]]
 """Texts -> (n, d) float32, any length; for the bank's phrases and for requests alike. One with an `identity` is kept track of."""
 EMBEDDINGS = "embeddings"
+RETRIEVAL = "retrieval"
+"""Folder in a bank for what it has learnt about finding its skills with one encoder."""
+RIDGE = 0.3  # of the mean variance, so that directions that hardly vary are not blown up; chosen on validation language
+EACH, MOST, LEAST = 12, 1000, 100
+"""Texts of a phrase, and in all, that a metric is learnt from; and how many it needs."""
 _BATCH = 64
 _LONGEST = 128  # tokens of a request that are read
 
@@ -86,6 +91,64 @@ class Remembered:
         if missing:
             self._known |= dict(zip(missing, np.asarray(self._encoder(missing), np.float32), strict=True))
         return np.stack([self._known[text] for text in texts]) if len(texts) else np.asarray(self._encoder([]), np.float32)
+
+
+class Adapted:
+    """An encoder seen through a bank's metric: (n, d) unit vectors in which the wording around a structure's name counts for less."""
+
+    def __init__(self, encoder: Encoder, metric: NDArray[np.float32]) -> None:
+        self._encoder, self._metric = encoder, metric
+        named = getattr(encoder, "identity", None)
+        self.identity = None if named is None else f"{named}-{hashlib.blake2b(metric.tobytes(), digest_size=4).hexdigest()}"
+
+    def __call__(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """As the encoder's, adapted."""
+        made = np.asarray(self._encoder(texts), np.float32) @ self._metric
+        return np.asarray(made / np.maximum(np.linalg.norm(made, axis=1, keepdims=True), 1e-9), np.float32)
+
+
+def learn_metric(said: Mapping[tuple[str, str], Sequence[str]], encoder: Encoder) -> NDArray[np.float32] | None:
+    """(d, d), to multiply vectors by: whitens how the vectors of training requests with one and the same phrase differ, so that what is
+    said around a phrase weighs less than what tells phrases apart. said: texts by phrase and target. None when there are too few."""
+    texts: list[str] = []
+    groups: list[range] = []
+    for _, group in sorted(said.items(), key=lambda item: (-len(item[1]), item[0])):
+        some = sorted(set(group), key=lambda text: hashlib.blake2b(text.encode(), digest_size=8).digest())[:EACH]
+        if len(some) > 1 and len(texts) + len(some) <= MOST:
+            groups.append(range(len(texts), len(texts) + len(some)))
+            texts += some
+    if len(texts) < LEAST:
+        return None
+    vectors = np.asarray(encoder(texts), np.float32)
+    apart = np.concatenate([vectors[list(group)] - vectors[list(group)].mean(0) for group in groups])
+    values, axes = np.linalg.eigh(apart.T @ apart / len(apart))
+    scale = 1 / np.sqrt(np.maximum(values, 0) / max(float(values.mean()), 1e-12) + RIDGE)
+    return np.asarray((axes * scale) @ axes.T, np.float32)
+
+
+def keep_metric(metric: NDArray[np.float32], encoder: Encoder, bank: Path) -> None:
+    """Keep it in a bank for one encoder, which must have an identity."""
+    data = {"metric": metric}
+    write_atomically(_metric_path(encoder, bank), lambda temporary: _save(temporary, data))
+
+
+def adapted(encoder: Encoder, bank: Path) -> Encoder:
+    """The encoder through the metric that the bank keeps for it; itself where there is none. BankError when that cannot be read."""
+    from zipfile import BadZipFile
+
+    path = _metric_path(encoder, bank)
+    if getattr(encoder, "identity", None) is None or not path.is_file():
+        return encoder
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            metric = np.asarray(stored["metric"], np.float32)
+    except (OSError, ValueError, KeyError, EOFError, zlib.error, BadZipFile) as fault:
+        raise BankError(f"{path} cannot be read ({fault}). Copy the bank again, or remove the file and evolve the bank anew.") from None
+    return Adapted(encoder, metric)
+
+
+def _metric_path(encoder: Encoder, bank: Path) -> Path:
+    return bank / RETRIEVAL / f"{getattr(encoder, 'identity', None)}.npz"
 
 
 def kept_vectors(texts: Sequence[str], encoder: Encoder, bank: Path) -> NDArray[np.float32]:

@@ -27,18 +27,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from seerseg.errors import BankError
-from seerseg.paths import write_atomically
+from seerseg.paths import read_json, write_atomically, write_json
 from seerseg.skills.base import Query, Skill
-from seerseg.skills.encoder import Encoder, kept_vectors
+from seerseg.skills.encoder import RETRIEVAL, Encoder, adapted, kept_vectors
 from seerseg.skills.store import BankFolder, read_skills
 from seerseg.vocabulary import Vocabulary, words
 
 INDEX_SCHEMA = 2
+RETRIEVAL_SCHEMA = 1
 BUCKETS = 1 << 20  # hashed features; a collision adds a little noise to one weight
 DIMENSIONS = 96
 POSTINGS = 30_000  # rarest features are read first, until so many phrase rows were touched
 CANDIDATES = 256
 MEANT = 0.97  # what a phrase is worth that means the very same: words that were said count more
+KEPT_SKILLS = 4096  # parsed skills that an index holds at most
 MOST_READ = 24  # skills that are looked at for rivals of those that were found
 _DENIED = re.compile(
     r"\b(?:not(?! only)|no|without|except(?: for)?|excluding|exclude|ignore|ignoring|skip|omit|other than|rather than|instead of|leave out|"
@@ -69,11 +71,13 @@ threshold of words than without them; chosen for MiniLM on validation language, 
 
 @dataclass(frozen=True)
 class Found:
-    """A skill with its score in 0..1 (plus or minus trust) and the phrase that fitted."""
+    """A skill with its score in 0..1 (plus or minus trust) and the phrase that fitted. gap: by how much it, or a better one that leads to
+    the same name, fits better than any that leads to another (as `SkillIndex.contenders` finds it)."""
 
     skill: Skill
     score: float
     phrase: str
+    gap: float = math.inf
 
 
 class SkillIndex:
@@ -82,6 +86,7 @@ class SkillIndex:
     def __init__(self, arrays: Mapping[str, NDArray[Any]], phrases: Sequence[str], lines: Sequence[str] | LineFile) -> None:
         self._a = arrays
         self._phrases, self._lines = phrases, lines
+        self._parsed: dict[int, Skill] = {}
         self._row_weight = (
             np.add.reduceat(arrays["idf"][arrays["row_features"]], arrays["row_starts"][:-1]) if len(arrays["owner"]) else np.zeros(0)
         )
@@ -109,7 +114,12 @@ class SkillIndex:
 
     def skill(self, number: int) -> Skill:
         """The skill of that place in the index."""
-        return Skill.from_json(json.loads(self._lines[int(self._a["line"][number])]), "The bank")
+        found = self._parsed.get(number)
+        if found is None:
+            if len(self._parsed) >= KEPT_SKILLS:
+                self._parsed.clear()
+            found = self._parsed[number] = Skill.from_json(json.loads(self._lines[int(self._a["line"][number])]), "The bank")
+        return found
 
     def showing(self, shown: Container[str]) -> SkillIndex:
         """The same index, in which only the skills with these ids may be shown; all others are rivals."""
@@ -118,6 +128,34 @@ class SkillIndex:
 
     def search(self, query: Query, weights: Weights, limit: int, encoder: Encoder | None = None) -> list[Found]:
         """At most `limit` skills over the threshold, best first, one per tag and target."""
+        rows, score = self._scored(query, weights, encoder)
+        return self._chosen(query, weights, limit, rows, score)
+
+    def contenders(self, query: Query, weights: Weights, heeded: Container[str], encoder: Encoder | None = None) -> list[Found]:
+        """Every skill that scores at least threshold - margin and that nothing known contradicts, best first, whether or not it may be
+        shown, with its gap: the skills with the ids `heeded` count as rivals. Were a skill the only one that may be shown, it would be
+        where its score is at least the threshold and its gap the margin (a margin of 0 heeds no rival)."""
+        rows, score = self._scored(query, weights, encoder)
+        floor = weights.threshold - weights.margin
+        best: dict[int, tuple[float, int]] = {}
+        for place in np.argsort(-score, kind="stable"):
+            if score[place] < floor:
+                break
+            best.setdefault(int(self._a["owner"][rows[place]]), (float(score[place]), int(rows[place])))
+        found = [(self.skill(number), value, row) for number, (value, row) in best.items()]
+        found = [one for one in found if fits(one[0], query)]
+        tops: dict[str, float] = {}
+        for skill, value, _ in found:
+            if skill.leads_to is not None and skill.id in heeded:
+                tops[skill.leads_to] = max(value, tops.get(skill.leads_to, -math.inf))
+        return [
+            Found(skill, value, self._phrases[row], _gap(skill.leads_to, value, tops, floor) if skill.leads_to is not None else math.inf)
+            for skill, value, row in found
+        ]
+
+    def _scored(self, query: Query, weights: Weights, encoder: Encoder | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rows of phrases that may reach threshold - margin, and their scores."""
+        nothing = np.zeros(0, np.int64), np.zeros(0, np.float32)
         text, least = asked(query.text), weights.threshold - weights.margin
         rows = self._candidates(text)
         meant = MEANT - weights.scale * (1 - self._meant(text, encoder))
@@ -125,7 +163,7 @@ class SkillIndex:
             nearest = np.argpartition(-meant, CANDIDATES)[:CANDIDATES] if len(meant) > CANDIDATES else np.arange(len(meant))
             rows = np.union1d(rows, nearest[meant[nearest] + weights.trust >= least])
         if not len(rows):
-            return []
+            return nothing
         held = self._containment(rows, text)
         score = held * weights.lexical
         # the cosine is worth at most its weight, so a row that cannot reach the threshold is not looked at
@@ -134,14 +172,14 @@ class SkillIndex:
             hopeful |= meant[rows] + weights.trust >= least
         rows, score, held = rows[hopeful], score[hopeful], held[hopeful]
         if not len(rows):
-            return []
+            return nothing
         vector = _unit(_subword([text]))[0]
         score += weights.cosine * np.clip(self._a["vectors"][rows].astype(np.float32) @ vector, 0, 1)
         if len(meant) and not ((held > 0.999) & (score >= weights.threshold)).any():  # where a phrase was said, nobody need guess
             score = np.maximum(score, meant[rows])
         owner = self._a["owner"][rows]
         score += weights.trust * self._a["trust"][owner]
-        return self._chosen(query, weights, limit, rows, score)
+        return rows, score
 
     def _chosen(self, query: Query, weights: Weights, limit: int, rows: NDArray[np.int64], score: NDArray[np.float32]) -> list[Found]:
         """Of the scored rows what is shown."""
@@ -270,13 +308,16 @@ class FrozenBank:
 
     @staticmethod
     def open(folder: Path, *, number: int | None = None, weights: Weights | None = None, encoder: Encoder | None = None) -> FrozenBank:
-        """The newest (or a given) state of the bank in `folder`; BankError when there is none."""
+        """The newest (or a given) state of the bank in `folder`; BankError when there is none. With an encoder that the bank was evolved
+        with, its own metric and threshold and margin take the place of ENCODED's."""
         bank = BankFolder(folder)
         head = bank.head() if number is None else bank.head_at(number)
         if head is None:
             raise BankError(f"There is no skill bank in {folder}. Make one with seerseg_evolve or seerseg_bank add.")
         index = open_index(bank.version_path(head.version), head.version)
         if encoder is not None:
+            weights = kept_weights(folder, encoder) or ENCODED if weights in (None, ENCODED) else weights
+            encoder = adapted(encoder, folder)
             index = index.embedded(encoder, folder)
         return FrozenBank(index, head.version, weights=weights, encoder=encoder, mode=bank.mode)
 
@@ -333,6 +374,28 @@ def open_index(path: Path, version: str) -> SkillIndex:
         loaded = arrays, phrases
     arrays, phrases = loaded
     return SkillIndex(arrays, phrases, LineFile(path, arrays["offsets"]))
+
+
+def keep_weights(weights: Weights, encoder: Encoder, bank: Path, told: Mapping[str, Any]) -> None:
+    """Keep in a bank from which threshold and margin on its skills are shown with one encoder. told: how they were found."""
+    said = {"schema": RETRIEVAL_SCHEMA, "threshold": weights.threshold, "margin": weights.margin, "scale": weights.scale, "found": told}
+    write_json(_weights_path(encoder, bank), said)
+
+
+def kept_weights(bank: Path, encoder: Encoder) -> Weights | None:
+    """Those that the bank keeps for an encoder; None where it keeps none."""
+    path = _weights_path(encoder, bank)
+    if getattr(encoder, "identity", None) is None or not path.is_file():
+        return None
+    said = read_json(path, BankError, RETRIEVAL_SCHEMA)
+    try:
+        return replace(ENCODED, **{name: float(said[name]) for name in ("threshold", "margin", "scale")})
+    except (KeyError, TypeError, ValueError):
+        raise BankError(f"{path} must hold the numbers threshold, margin and scale. Mend it, or remove it for the shipped ones.") from None
+
+
+def _weights_path(encoder: Encoder, bank: Path) -> Path:
+    return bank / RETRIEVAL / f"{getattr(encoder, 'identity', None)}.json"
 
 
 def calibrate(
@@ -394,6 +457,11 @@ def _project(rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
         sign = np.where((high >> np.uint64(20)) & np.uint64(1), 1.0, -1.0)
         out += np.bincount(place + (high % np.uint64(DIMENSIONS)).astype(np.int64), sign, minlength=len(out))
     return out.reshape(len(rows), DIMENSIONS).astype(np.float32)
+
+
+def _gap(name: str, value: float, tops: Mapping[str, float], floor: float) -> float:
+    """From the best score of those that lead to `name` to that of any other name, which is no higher than `floor` where none was found."""
+    return max(value, tops.get(name, -math.inf)) - max((top for other, top in tops.items() if other != name), default=floor)
 
 
 def _unit(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
