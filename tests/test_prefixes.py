@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -166,6 +167,14 @@ def test_images_of_one_size_and_one_name_are_told_apart_by_what_they_show(folder
     one_by_one = [lasting.reply([dialogue])[0] for dialogue in asked]
     assert one_by_one == [anew.reply([dialogue])[0] for dialogue in asked]
     assert len({reply for (reply,) in one_by_one}) > 4, "replies must depend on images, or this test shows nothing"
+
+
+def test_two_threads_may_ask_at_once(folders: dict[str, Path]) -> None:
+    """As prediction does: one goes on with a case while the other begins the next."""
+    lasting, anew = opened(folders["qwen3_vl"], max_new_tokens=6), opened(folders["qwen3_vl"], max_new_tokens=6, kept_bytes=0)
+    with ThreadPoolExecutor(2) as threads:
+        played = list(threads.map(lambda opening: texts(play(lasting, [opening])), four()[:3]))
+    assert played == [texts(play(anew, [opening])) for opening in four()[:3]]
 
 
 def test_new_weights_forget(folders: dict[str, Path]) -> None:
