@@ -162,6 +162,8 @@ def test_the_prompt_is_token_for_token_what_prediction_sends(ground: Ground, rea
         views = Cases(ground).views(sample.row.case)
         (dialogue,) = open_dialogues(views, [sample.row.text], protocol=ground.protocol, targets=ground.targets)
         fed: list[int] = []
+        if model.shares_prefix:
+            model.decoder.forget()  # else what earlier dialogues share with this one is not fed again
         hook = model.model.register_forward_pre_hook(lambda m, a, k, fed=fed: fed.extend(k["input_ids"][0].tolist()), with_kwargs=True)
         try:
             model.reply([dialogue.messages])
