@@ -1,19 +1,24 @@
 """Skills in training: samples that use what fits and leave the rest, a bank that is never a step behind, and one that has seen too much."""
 
+# ruff: noqa: F401, F811 - the encoder's folder is another file's fixture
+
 from __future__ import annotations
 
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpo_scenes as g
+import numpy as np
 import pytest
 import torch
 import training_cases as tc
 from click.testing import CliRunner
 from test_grpo import recorded, weights
+from test_skill_encoder import folder
 from test_training_runs import SETTINGS
 from transformers import TrainerCallback
 
@@ -281,6 +286,41 @@ def test_sft_with_a_bank_goes_on_with_the_version_that_it_began_with(toy: tc.Toy
     assert "is done: 2 of 2" in said(toy, *with_bank, "-c"), "the bank grew, the run's version is still there"
     assert "made from other bank" in said(toy, *line, "-c", code=1)
     assert "is no state of the version" in said(toy, *line, "--bank", str(bank_of(tmp_path / "other", LIVR)), "-c", code=1)
+
+
+class Sounds:
+    """An encoder to which everything that is asked of a liver sounds like bile."""
+
+    identity = "sounds-1"
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return np.array([[1.0, 0.0] if "liv" in t or "bile" in t else [0.0, 1.0] for t in texts], np.float32)
+
+
+def test_samples_are_shown_skills_that_are_found_by_meaning(toy: tc.Toy, tmp_path: Path) -> None:
+    ground = ground_of(toy, **{"sft.skills_share": 1.0, "sft.skills_right": 1.0, "sft.skills_wrong": 0.0})
+    bank = bank_of(tmp_path, skill("maker of bile", "liver"), skill("quax zorb", "spleen"))
+
+    def dealt(encoder: Sounds | None) -> Counter[str]:
+        frozen, live = open_frozen(bank, ground, encoder=encoder)
+        return Counter(read_samples(ground, Lessons.planned(frozen, live, ground.plans, ground.targets.names)).dealt)
+
+    assert dealt(None)["right"] == 0, "no word in common"
+    assert dealt(Sounds())["right"] > 0
+    live = LiveBank(bank, encoder=Sounds())
+    assert [s.target for s in live.retrieve(Query("the livr, please"), 1)] == ["liver"]
+    assert "sounds-1" in live.identity
+
+
+def test_training_with_an_encoder_as_it_is_typed(toy: tc.Toy, tmp_path: Path, folder: Path) -> None:
+    reasoner = tc.tiny_reasoner(tmp_path / "encoded")
+    line = tc.command(toy, reasoner, "--steps", "2", "--batch", "2", "--max_new_tokens", "4", "--set", "sft.evaluations=0")
+    with_bank = [*line, "--bank", str(bank_of(tmp_path / "bank", *SKILLS))]
+    assert "Done at step 2 of 2" in said(toy, *with_bank, "--encoder", str(folder))
+    assert "is done: 2 of 2" in said(toy, *with_bank, "--encoder", str(folder), "-c")
+    assert "made from other encoder (tiny-" in said(toy, *with_bank, "-c", code=1)
+    assert "name the bank with --bank" in said(toy, *line, "--encoder", str(folder), "--overwrite", code=2)
+    assert "is no sentence encoder" in said(toy, *with_bank, "--encoder", str(tmp_path), "--overwrite", code=1)
 
 
 def test_a_reward_by_name_or_file(toy: tc.Toy, tmp_path: Path) -> None:

@@ -49,6 +49,7 @@ _EDITS = {  # option -> plan value; {stage} is filled in
 @option("--segmenter", default="nano", metavar="NAME", help="Frozen segmenter: name, name:source or folder.")
 @option("--traces", metavar="FILE", help="Traces. Default: traces.jsonl beside the plans.")
 @option("--bank", metavar="DIR", help="Skill bank: a share of the samples (sft), every request as the bank stands at each step (grpo).")
+@option("--encoder", metavar="DIR", help="Sentence encoder: the bank's skills are found by meaning too, as in seerseg_evolve and predict.")
 @option("--reward", metavar="NAME", help="Reward (grpo): a preset, or a JSON file of terms and weights. Default: the protocol's.")
 @option("-c", "--c", "--continue", "resume", is_flag=True, help="Continue the run where its last checkpoint is; begin it if there is none.")
 @option("--overwrite", is_flag=True, help="Begin anew; what the stage has made so far is lost.")
@@ -107,6 +108,7 @@ class _Job:
     bank: FrozenBank | LiveBank | None = None
     reward: RewardConfig | None = None
     lessons: Lessons | None = None
+    encoder: str | None = None
 
     @staticmethod
     def of(given: dict[str, Any]) -> _Job:
@@ -143,23 +145,31 @@ class _Job:
         processes, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
         job = _Job(plans, ground, run, source, reasoner, given["segmenter"], device, processes, rank)
         job.reward = _reward(given, ground.protocol.name)
+        if given["encoder"] and not given["bank"]:
+            raise UsageError("--encoder finds skills of a bank: name the bank with --bank.")
         if given["bank"]:
-            job.take_bank(Path(given["bank"]).expanduser(), resume=given["resume"])
+            job.take_bank(Path(given["bank"]).expanduser(), given["encoder"], resume=given["resume"])
         return job
 
-    def take_bank(self, folder: Path, *, resume: bool) -> None:
-        """Open the bank and check that it may be learnt from: frozen for sft, live for grpo."""
+    def take_bank(self, folder: Path, named: str | None, *, resume: bool) -> None:
+        """Open the bank and check that it may be learnt from: frozen for sft, live for grpo. named: the folder of a sentence encoder."""
         from seerseg.paths import read_json
         from seerseg.training.lessons import Lessons, open_frozen, training_fence
 
+        encoder = None
+        if named is not None:
+            from seerseg.skills.encoder import Remembered, SentenceEncoder
+
+            encoder = Remembered(SentenceEncoder(Path(named)))
+            self.encoder = str(encoder.identity)
         if self.run.stage == "grpo":
             from seerseg.skills.fence import LiveBank
 
-            self.bank = LiveBank(folder, fence=training_fence(self.ground))
+            self.bank = LiveBank(folder, fence=training_fence(self.ground), encoder=encoder)
             return
         before = read_json(self.run.sources) if resume and self.run.latest is not None and self.run.sources.is_file() else {}
         version = before.get("bank") if before.get("bank") != "none" else None
-        self.bank, skills = open_frozen(folder, self.ground, version=version)
+        self.bank, skills = open_frozen(folder, self.ground, version=version, encoder=encoder)
         self.lessons = Lessons.planned(self.bank, skills, self.plans, self.ground.targets.names)
 
     @property
@@ -288,6 +298,7 @@ def _begin(job: _Job, settings: TrainSettings, given: dict[str, Any]) -> Checkpo
         "protocol": job.ground.protocol.name,
         "base model": identity(job.source),
         "bank": job.bank_source,
+        **({"encoder": job.encoder or "none"} if job.bank is not None else {}),
         **({"reward": json.dumps(job.reward.to_json(), sort_keys=True)} if job.reward is not None else {}),
         data.stem: hashlib.blake2b(data.read_bytes(), digest_size=16).hexdigest(),
     }

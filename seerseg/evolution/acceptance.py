@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import zip_longest
 
 from seerseg.dataset import Request
 from seerseg.evolution.arena import Arena, Outcome
@@ -210,21 +211,21 @@ class Always:
 def sample_of(
     requests: Sequence[Request], count: int, *, truth_of: Callable[[Request], str], known: Collection[str], seed: int
 ) -> list[Request]:
-    """At most `count` requests: of one case and target PER_SET, as each pair costs a mask, by turns in another language than training's and
-    in training's; pairs by turns of the targets, in a seeded order."""
+    """At most `count` requests, half of them in another language than training's where there are as many: PER_SET of one case and target,
+    as each pair costs a mask, then of the next pair, by turns of the targets; what is left of the pairs when all had their turn."""
     rng = random.Random(seed)
     sets: dict[tuple[str, str], tuple[list[Request], list[Request]]] = defaultdict(lambda: ([], []))
     for request in rng.sample(list(requests), len(requests)):
         sets[truth_of(request), request.case][request.language_split in known].append(request)
-    waiting: dict[str, list[list[Request]]] = defaultdict(list)
+    helpings: dict[str, list[tuple[int, list[Request]]]] = defaultdict(list)
     for truth, case in rng.sample(sorted(sets), len(sets)):
-        foreign, own = sets[truth, case]
-        half = min(len(own), max(PER_SET // 2, PER_SET - len(foreign)))
-        waiting[truth].append([*foreign[: PER_SET - half], *own[:half]])
+        mixed = [r for pair in zip_longest(*sets[truth, case]) for r in pair if r is not None]
+        helpings[truth] += [(start, mixed[start : start + PER_SET]) for start in range(0, len(mixed), PER_SET)]
+    waiting = {truth: sorted(parts, key=lambda part: part[0], reverse=True) for truth, parts in sorted(helpings.items())}
     chosen: list[Request] = []
     while len(chosen) < count and any(waiting.values()):
-        for truth in sorted(waiting):
-            chosen += waiting[truth].pop() if waiting[truth] else []
+        for parts in waiting.values():
+            chosen += parts.pop()[1] if parts else []
     return chosen[:count]
 
 

@@ -113,6 +113,7 @@ class SeerLoop:
     clock: Callable[[], float] = time.monotonic
     _began: float | None = None
     _left: int = 0
+    _fitted: Weights | None = None
 
     @cached_property
     def _encode(self) -> Encoder | None:
@@ -241,15 +242,18 @@ class SeerLoop:
         if self.encoder is not None and heeded:
             bench.weights, told = bench.fitted()
             if getattr(self.encoder, "identity", None) is not None:
-                keep_weights(bench.weights, self.encoder, self.bank.folder, {**told, "round": number})
-            self.weights = bench.weights
+                head = self.bank.head()
+                keep_weights(bench.weights, self.encoder, self.bank.folder, head.number + 1 if head else 1, {**told, "round": number})
+            self._fitted = bench.weights
         return bench
 
     def _weights(self) -> Weights:
-        """Of retrieval: as the bank keeps them for the encoder, else as given."""
+        """Of retrieval: as fitted, else as the bank keeps them for the encoder, else as given."""
         if self.encoder is None:
             return self.weights or Weights()
-        return kept_weights(self.bank.folder, self.encoder) or self.weights or ENCODED
+        head = self.bank.head()
+        kept = kept_weights(self.bank.folder, self.encoder, head.number) if head else None
+        return self._fitted or kept or self.weights or ENCODED
 
     def _late(self, share: float = 1.0) -> bool:
         """Whether so much of the time is over."""

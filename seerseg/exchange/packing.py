@@ -137,6 +137,7 @@ def _own_parts(folder: Path, spec: ModelSpec, bases: Sequence[Base], left_out: l
 
 def _bank(folder: Path) -> dict[str, Path | bytes]:
     """The newest state of the model's bank; not what was handed in since, nor what made it faster or says what was asked."""
+    from seerseg.skills.encoder import RETRIEVAL
     from seerseg.skills.store import BankFolder
 
     bank = BankFolder(folder / BANK)
@@ -148,6 +149,8 @@ def _bank(folder: Path) -> dict[str, Path | bytes]:
     members: dict[str, Path | bytes] = {number: _text(alone), f"{BANK}/versions/{head.version}.jsonl": bank.version_path(head.version)}
     if (bank.folder / "bank.json").is_file():
         members[f"{BANK}/bank.json"] = bank.folder / "bank.json"
+    for path in sorted((bank.folder / RETRIEVAL).glob("*")):  # without it skills would be found otherwise than they were accepted
+        members[f"{BANK}/{RETRIEVAL}/{path.name}"] = path
     return members
 
 

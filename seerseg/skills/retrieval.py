@@ -316,7 +316,7 @@ class FrozenBank:
             raise BankError(f"There is no skill bank in {folder}. Make one with seerseg_evolve or seerseg_bank add.")
         index = open_index(bank.version_path(head.version), head.version)
         if encoder is not None:
-            weights = kept_weights(folder, encoder) or ENCODED if weights in (None, ENCODED) else weights
+            weights = kept_weights(folder, encoder, head.number) or ENCODED if weights in (None, ENCODED) else weights
             encoder = adapted(encoder, folder)
             index = index.embedded(encoder, folder)
         return FrozenBank(index, head.version, weights=weights, encoder=encoder, mode=bank.mode)
@@ -376,22 +376,31 @@ def open_index(path: Path, version: str) -> SkillIndex:
     return SkillIndex(arrays, phrases, LineFile(path, arrays["offsets"]))
 
 
-def keep_weights(weights: Weights, encoder: Encoder, bank: Path, told: Mapping[str, Any]) -> None:
-    """Keep in a bank from which threshold and margin on its skills are shown with one encoder. told: how they were found."""
-    said = {"schema": RETRIEVAL_SCHEMA, "threshold": weights.threshold, "margin": weights.margin, "scale": weights.scale, "found": told}
-    write_json(_weights_path(encoder, bank), said)
+def keep_weights(weights: Weights, encoder: Encoder, bank: Path, state: int, told: Mapping[str, Any]) -> None:
+    """Keep in a bank from which threshold and margin on its skills are shown with one encoder, from a state on. told: how they were
+    found."""
+    path = _weights_path(encoder, bank)
+    before = _kept(path) if path.is_file() else []
+    entry = {"state": state, "threshold": weights.threshold, "margin": weights.margin, "scale": weights.scale, "found": told}
+    write_json(path, {"schema": RETRIEVAL_SCHEMA, "fitted": [*(e for e in before if e["state"] < state), entry]})
 
 
-def kept_weights(bank: Path, encoder: Encoder) -> Weights | None:
-    """Those that the bank keeps for an encoder; None where it keeps none."""
+def kept_weights(bank: Path, encoder: Encoder, state: int) -> Weights | None:
+    """Those that the bank keeps for an encoder in a state; None where it keeps none."""
     path = _weights_path(encoder, bank)
     if getattr(encoder, "identity", None) is None or not path.is_file():
         return None
+    known = [entry for entry in _kept(path) if entry["state"] <= state]
+    return replace(ENCODED, **{name: known[-1][name] for name in ("threshold", "margin", "scale")}) if known else None
+
+
+def _kept(path: Path) -> list[dict[str, Any]]:
     said = read_json(path, BankError, RETRIEVAL_SCHEMA)
     try:
-        return replace(ENCODED, **{name: float(said[name]) for name in ("threshold", "margin", "scale")})
+        numbers = ("threshold", "margin", "scale")
+        return [{**e, "state": int(e["state"]), **{name: float(e[name]) for name in numbers}} for e in said["fitted"]]
     except (KeyError, TypeError, ValueError):
-        raise BankError(f"{path} must hold the numbers threshold, margin and scale. Mend it, or remove it for the shipped ones.") from None
+        raise BankError(f"{path} must list the state, threshold, margin and scale of each fit. Remove it for the shipped values.") from None
 
 
 def _weights_path(encoder: Encoder, bank: Path) -> Path:

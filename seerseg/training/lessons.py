@@ -108,7 +108,7 @@ class Lessons:
         """At most `count` skills that do not contradict the scan and do not lead to the answer, half of them near misses."""
         if not count:
             return []
-        nearly = self.bank.index.search(query, replace(self.bank.weights, threshold=NEAR), _POOL)
+        nearly = self.bank.index.search(query, replace(self.bank.weights, threshold=NEAR, margin=0.0), _POOL)
         near = [f.skill for f in nearly if leads_to(f.skill) != answer and f.score < self.bank.weights.threshold]
         far = rng.sample(self._others, min(_POOL, len(self._others)))
         pool = {s.id: s for s in (*near[: (count + 1) // 2], *far, *near) if leads_to(s) != answer and fits(s, query)}
