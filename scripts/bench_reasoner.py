@@ -143,7 +143,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         if given.model is None:
             make_nano(Path(folder))
-        reasoner = load_reasoner(given.model or folder, device=given.device, max_new_tokens=given.tokens, kept_bytes=0)  # asked again and again, it must do all of it
+        # asked again and again, it must do all of it every time
+        reasoner = load_reasoner(given.model or folder, device=given.device, max_new_tokens=given.tokens, kept_bytes=0)
     if not isinstance(reasoner, VlmReasoner):
         raise SystemExit(f"{given.model} is no vision-language model")
     asked = dialogues(given.images, given.side, given.requests)
