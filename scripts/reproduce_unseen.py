@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """What each part brings on a dataset that SFT and GRPO never saw: drawn CT phantoms of torsos with lesions, seeds of their own.
 
-    python scripts/reproduce_unseen.py OUT [--cases 30] [--model FOLDER]
+    python scripts/reproduce_unseen.py OUT [--cases 30] [--model FOLDER] [--encoder FOLDER] [--no_reasoner]
 
 Structures: those that the frozen segmenter draws with a Dice of 0.6 or more from label prompts on six training cases (never chosen on test
-cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases in training language. --model: a model
+cases). Their requests, in test language, on the test cases; SEER-Loop on training and bank cases, skills accepted in training and
+validation language, each evolution within --evolve_minutes. --model: a model
 folder that was trained elsewhere (reproduce_mini leaves OUT/results/.../fold_0/sft/model). Rows and intervals as in reproduce_mini.py.
 
 Not wholly unseen: torsos by the same drawing, other seeds and without lesions, were among what both nano models were first trained on.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import shutil
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,17 @@ class Unseen(Run):
         self.command("phantoms", *line, "-o", self.folders["raw"], done=raw / "dataset.json")
         self.stored.mkdir(parents=True, exist_ok=True)
         self.requests()
+
+    def command(self, what: str, *line: Any, done: Path | None = None, allowed: Sequence[int] = (0,)) -> None:
+        """As any command; an evolution has its time, and takes what another of the same reasoner asked on these scans."""
+        if line[0] == "seerseg_evolve":
+            line = (*line, "--max_minutes", self.given.evolve_minutes)
+            folder = Path(line[line.index("-o") + 1])
+            for memo in folder.with_name(folder.name.removesuffix("_by_meaning")).glob("memo*.jsonl"):
+                folder.mkdir(parents=True, exist_ok=True)
+                if not (folder / memo.name).exists():
+                    shutil.copy(memo, folder)
+        super().command(what, *line, done=done, allowed=allowed)
 
     def known(self) -> set[str]:
         """Labels that the segmenter draws, judged on training cases."""
@@ -79,6 +92,9 @@ class Unseen(Run):
         add(FREE, self.alone, free)
         add(LEXICON, self.lexicon, free)
         self.with_bank(add, "lexicon", self.lexicon, free)
+        if self.given.no_reasoner:
+            print((self.out / "table.md").read_text())
+            return
         if self.given.model is not None:
             self.shipped = Model(_named(self.shipped, self.given.model), segmenter_given=self.segmenter)
         add(self.given.reasoner, self.shipped, free)
@@ -106,6 +122,8 @@ def main() -> None:
     given.add_argument("--cases", type=int, default=30)
     given.add_argument("--first_seed", type=int, default=7000)
     given.add_argument("--model", type=Path)
+    given.add_argument("--evolve_minutes", type=float, default=10, help="for the evolution of one bank")
+    given.add_argument("--no_reasoner", action="store_true", help="the lexicon's rows alone")
     given.add_argument("--wordings", type=int, help="only so many of the wordings of a case and target: free text costs 1.7 s each")
     run = Unseen(given.parse_args())
     run.prepare()
