@@ -157,7 +157,7 @@ def test_skills_are_not_shown_for_what_is_not_there() -> None:
     asked = [replace(r, id=f"{r.id}{n}") for n, r in enumerate((*there, *gone))]
     bench = bench_of(Absent(), [near], asked)
     bench.weights, told = bench.fitted()
-    assert told["gain"] == pytest.approx(0.9)
+    assert told["gain"] == pytest.approx(1.0)
     assert {r.target for r in bench.fitting(near)} == {("liver",)}
 
 

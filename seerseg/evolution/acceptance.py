@@ -19,7 +19,7 @@ from seerseg.dataset import Request
 from seerseg.evolution.arena import Arena, Outcome
 from seerseg.skills.base import Acceptance, Query, Skill
 from seerseg.skills.encoder import Encoder
-from seerseg.skills.retrieval import FrozenBank, SkillIndex, Weights, telling
+from seerseg.skills.retrieval import SkillIndex, Weights, telling
 from seerseg.vocabulary import words
 
 TOGETHER = 6  # requests of a case that a skill is tried on at once
@@ -91,25 +91,17 @@ class Bench:
         }
 
     def fitted(self) -> tuple[Weights, dict[str, float]]:
-        """Threshold and margin under which the heeded skills together gain most, and how much that is: every request is asked once with
-        the best skill, however little it fits; what is gained where something is to be drawn and where nothing is count alike, and at most
-        MOST_DRAWN may be lost of the latter. The values that were given where none gains. In another language than training's, where there
+        """Threshold and margin under which the heeded skills together earn most, were the best of each request followed, and how much that
+        is; no request is asked for it. What is earned where something is to be drawn and where nothing is count alike, and at most
+        MOST_DRAWN may be lost of the latter. The values that were given where none earns. In another language than training's, where there
         are enough such requests."""
         foreign = [r for r in self._requests if r.language_split not in self._known]
         chosen = foreign if len(foreign) >= ENOUGH else self._requests
         tops: dict[str, tuple[float, float, float]] = {}
-        asked: list[Request] = []
         for request in chosen:
-            top = next((f for f in self._found[request.id] if f[0] in self._heeded), None)
-            if top is None:
-                continue
-            tops[request.id] = (top[1], top[2], 0.0)
-            if self._skills[top[0]].leads_to != self.plain[request.id].answer.casefold():  # else it says what was answered anyway
-                asked.append(request)
-        eager = replace(self._lowest(), margin=MARGINS[0])
-        bank = FrozenBank(self._index.showing(self._heeded), "all candidates", weights=eager, encoder=self._encoder)
-        for request, outcome in zip(asked, self._arena.run(asked, bank), strict=True):
-            tops[request.id] = (*tops[request.id][:2], outcome.dice - self.plain[request.id].dice)
+            top = next(((s, score, gap) for s, score, gap in self._found[request.id] if s in self._heeded), None)
+            if top is not None:
+                tops[request.id] = (top[1], top[2], self._earned(self._skills[top[0]], self.plain[request.id]))
         sides = [[r.id for r in chosen if (r.target is None) is absent] for absent in (False, True)]
 
         def gain(threshold: float, margin: float) -> float:
@@ -139,13 +131,15 @@ class Bench:
     def promise(self, skill: Skill) -> float:
         """What the skill can earn in all, were it always followed: what is misread now and would be drawn as well as that name is, less
         what would be lost."""
-        name, total = skill.leads_to, 0.0
-        for request in self.fitting(skill):
-            outcome = self.plain[request.id]
-            if name is None or outcome.answer.casefold() != name:
-                drawn = self._drawn.get(outcome.truth, 1.0) if name in (None, outcome.truth.casefold()) else 0.0
-                total += drawn - outcome.dice
-        return total
+        return sum(self._earned(skill, self.plain[request.id]) for request in self.fitting(skill))
+
+    def _earned(self, skill: Skill, outcome: Outcome) -> float:
+        """The Dice that a request gains or loses when the name that a skill leads to is answered; of a habit, all that is missing."""
+        name = skill.leads_to
+        if name == outcome.answer.casefold():
+            return 0.0
+        right = name is None or name == outcome.truth.casefold()
+        return (self._drawn.get(outcome.truth, 1.0) if right else 0.0) - outcome.dice
 
     @cached_property
     def _drawn(self) -> dict[str, float]:

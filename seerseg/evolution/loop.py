@@ -25,7 +25,7 @@ from seerseg.skills.store import BankFolder, retire
 from seerseg.vocabulary import Vocabulary, words
 
 RIGHT = 0.5  # share of the requests which taught words fit that must mean their target, for them to be heeded where they are not shown
-SLICE = 60  # requests that are run before the clock is looked at
+SLICE = 24  # requests that are run before the clock is looked at
 LEARNING = 0.4  # share of the time of a round that training requests may take, and what is left of the rest's for the bench
 EARLY = 0.7
 
@@ -33,9 +33,9 @@ EARLY = 0.7
 @dataclass(frozen=True)
 class EvolveSettings:
     """What a round costs at most. per_round: training requests (whole paraphrase sets), run without skills and with the bank; raw: those
-    of them that are sent to the segmenter as they are; bench: bank requests, spread over targets and run once without skills, and where an
-    encoder is given once with the best candidate; candidates: skills that are tested, those that promise most first; tests: requests that
-    each is tried on, at least `fewest`; minutes: for all rounds together, None for no limit (what is not reached is left for another run).
+    of them that are sent to the segmenter as they are; bench: bank requests, spread over targets and run once without skills; candidates:
+    skills that are tested, those that promise most first; tests: requests that each is tried on, at least `fewest`; minutes: for all
+    rounds together, None for no limit (what is not reached is left for another run).
 
     confidence: one-sided, of the lower bound that must be over 0; harmless: mean loss up to which a skill that does not help is kept as a
     rival; penalty: weight of drops against gains; per_target: accepted skills kept for a target; teach: propose what training requests say
