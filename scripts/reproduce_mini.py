@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from seerseg.consensus import ConsensusSettings
 from seerseg.dataset import RawDataset, Request, label_prompts, load_splits, open_dataset
 from seerseg.evolution.arena import Outcome, StoreArena, bare
 from seerseg.metrics import bootstrap_interval, over_paraphrases, paired_bootstrap
@@ -182,7 +183,13 @@ class Run:
             bank = self.bank(model, encoder=self.given.encoder)
             add(f"{name} + SEER-Loop by meaning", model, free, bank)
         if self.given.readings > 1:
-            add(f"{name} + SEER-Loop + consensus of {self.given.readings}", model, free, bank, readings=self.given.readings)
+            add(
+                f"{name} + SEER-Loop + consensus of {self.given.readings}",
+                model,
+                free,
+                bank,
+                consensus=ConsensusSettings(self.given.readings),
+            )
         if self.given.split == "test" and not self.given.no_transductive:
             add(f"NO RESULT: {name}, evolved on these cases with their labels", model, free, self.bank(model, mode="transductive"))
 
@@ -209,11 +216,17 @@ class Run:
         return FrozenBank.open(folder, weights=ENCODED, encoder=Remembered(SentenceEncoder(encoder)))
 
     def row(
-        self, name: str, model: Model, requests: Sequence[Request], bank: Retriever | None = None, *, readings: int = 1
+        self,
+        name: str,
+        model: Model,
+        requests: Sequence[Request],
+        bank: Retriever | None = None,
+        *,
+        consensus: ConsensusSettings | None = None,
     ) -> dict[str, Any]:
         """One row: the scores of its requests."""
         began = time.time()
-        arena = StoreArena(self.dataset, self.stored, model, memo=self.out / "memo" / f"{self.given.split}.jsonl", readings=readings)
+        arena = StoreArena(self.dataset, self.stored, model, memo=self.out / "memo" / f"{self.given.split}.jsonl", consensus=consensus)
         outcomes = bare(arena, requests) if bank is None else arena.run(requests, bank)
         made = summary(name, outcomes, requests, self.dataset, (bank or EmptyBank()).mode)
         made["seconds"] = round(time.time() - began, 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 from typing import Protocol as Protocol_
 
@@ -42,19 +43,30 @@ class Targets:
     closed: bool = False
 
     def resolve(self, said: str) -> str | None:
-        """The listed name that `said` spells; the pair whose two sides are listed; `said` itself when any name may be answered;
-        None when it is not allowed."""
+        """The listed name that `said` spells; the structure of which all pieces or both sides are listed ("lungs"); `said` itself when
+        any name may be answered; None when it is not allowed."""
         wanted = normalise_name(said)
         for name in self.names:
             if normalise_name(name) == wanted:
                 return name
-        return said if not self.closed else self._pair(said)
-
-    def _pair(self, said: str) -> str | None:
-        """The canonical name of a pair ("lungs") of which both sides are listed, else None."""
+        if not self.closed:
+            return said
         entry = Vocabulary.load().resolve(said)
-        listed = {normalise_name(name) for name in self.names}
-        return entry.name if entry is not None and entry.members and listed.issuperset(entry.members) else None
+        return entry.name if entry is not None and Vocabulary.load().pieces(entry.name, self._listed) else None
+
+    def pieces(self, name: str) -> tuple[str, ...]:
+        """The listed names that `name` is to be drawn as; () for what is asked for as it is: a listed name, or a pair, which a segmenter
+        takes by its own word."""
+        if not self.closed or normalise_name(name) in self._listed:
+            return ()
+        vocabulary = Vocabulary.load()
+        if name in vocabulary and vocabulary[name].members and self._listed.keys() >= set(vocabulary[name].members):
+            return ()
+        return tuple(self._listed[piece] for piece in vocabulary.pieces(name, self._listed))
+
+    @cached_property
+    def _listed(self) -> dict[str, str]:
+        return {normalise_name(name): name for name in self.names}
 
 
 class Recorded(Protocol_):
@@ -194,6 +206,10 @@ class Dialogue:
         """The protocol may have more than one reply."""
         return self.protocol.max_turns > 1
 
+    def again(self) -> Dialogue:
+        """The same request, not yet answered."""
+        return Dialogue(self.views, self.request, self.protocol, self.skills, self.targets, self.keep_masks)
+
     def forget_fault(self) -> None:
         """Back to before the reply that could not be read, so that another can be asked for."""
         if self.fault is not None:
@@ -224,7 +240,7 @@ class Dialogue:
         if read.target is None:
             return replace(read, skills=skills)
         name = self.targets.resolve(read.target)
-        if name is None:
+        if name is None or (self.several_turns and self.targets.pieces(name)):
             return Fault(f"The answer {read.target!r} is none of the {len(self.targets.names)} names that may be answered.")
         prompt = read.prompt
         if prompt is not None and prompt.text is not None:
@@ -288,10 +304,33 @@ def draw(dialogues: Sequence[Dialogue], volume: Volume, segmenter: Segmenter, se
         for dialogue in batch:
             dialogue.observe(_draw_turn(dialogue, volume, segmenter, sessions))
         return
-    prompts = [_given(d, segmenter) for d in batch]
-    if prompts:
-        for dialogue, segmentation in zip(batch, segmenter.segment(volume, prompts), strict=True):
-            dialogue.observe(segmentation)
+    whole = [_given(d, segmenter) for d in batch]
+    pieces = [[replace(prompt, text=name) for name in d.targets.pieces(prompt.text or "")] for d, prompt in zip(batch, whole, strict=True)]
+    if batch:
+        drawn = iter(segmenter.segment(volume, [p for prompt, parts in zip(whole, pieces, strict=True) for p in parts or [prompt]]))
+        for dialogue, prompt, parts in zip(batch, whole, pieces, strict=True):
+            dialogue.observe(_united(prompt, [next(drawn) for _ in parts]) if parts else next(drawn))
+
+
+def _united(prompt: Prompt, pieces: Sequence[Segmentation]) -> Segmentation:
+    """A structure that is drawn as its pieces; not at all where one of them cannot be drawn."""
+    without = next((piece for piece in pieces if piece.mask is None), None)
+    masks = [piece.mask for piece in pieces if piece.mask is not None]
+    seconds = sum(piece.seconds for piece in pieces)
+    if without is not None or not masks:
+        return replace(without or pieces[0], prompt=prompt, seconds=seconds)
+    array = np.logical_or.reduce([mask.array for mask in masks])
+    known = [piece.presence for piece in pieces if piece.presence is not None]
+    names = ", ".join(str(piece.prompt.text) for piece in pieces)
+    return replace(
+        pieces[0],
+        prompt=prompt,
+        status="ok" if array.any() else "empty",
+        mask=Mask(array, masks[0].grid, prompt.text or ""),
+        presence=max(known, default=None),
+        message=f"Drawn as its pieces: {names}.",
+        seconds=seconds,
+    )
 
 
 def _draw_turn(dialogue: Dialogue, volume: Volume, segmenter: Segmenter, sessions: dict[int, Session]) -> Segmentation:

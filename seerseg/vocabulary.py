@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -33,7 +33,7 @@ _KIND_OF_FIELD: dict[str, Kind] = {
     "descriptions": "description",
     "relations": "relation",
 }
-_FIELDS = {"name", "sides", "plural", "singular", "each", "part_of", "lies", "regions", "modalities", "cues", *_KIND_OF_FIELD}
+_FIELDS = {"name", "sides", "plural", "singular", "each", "part_of", "made_of", "lies", "regions", "modalities", "cues", *_KIND_OF_FIELD}
 REGIONS = ("head", "neck", "chest", "abdomen", "pelvis", "spine", "upper limb", "lower limb", "whole body")
 MODALITIES = ("CT", "MR")
 CONTRASTS = ("CT", "CT contrast", "MR", "T1", "T1C", "T2", "FLAIR", "DWI")
@@ -62,7 +62,8 @@ class Surface:
 class Entry:
     """A structure. name: canonical; base: the name without its side; side: None when it has no twin by construction;
     lies: the side of the body an unpaired structure lies on; twin: its mirror image; members: the two of a pair;
-    part_of: canonical name of what it belongs to; regions: of REGIONS; modalities: those it is commonly seen in;
+    part_of: canonical name of what it belongs to; made_of: structures whose union it is, () when none are known;
+    regions: of REGIONS; modalities: those it is commonly seen in;
     cues: (contrast of CONTRASTS, what it looks like there); surfaces: every way to say it, the canonical name first."""
 
     name: str
@@ -72,6 +73,7 @@ class Entry:
     twin: str | None = None
     members: tuple[str, ...] = ()
     part_of: str | None = None
+    made_of: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     modalities: tuple[str, ...] = ()
     surfaces: tuple[Surface, ...] = ()
@@ -276,6 +278,36 @@ class Vocabulary:
                 return found[0].entry
         return None
 
+    def pieces(self, name: str, among: Collection[str]) -> tuple[str, ...]:
+        """Of the names `among` those whose union is the structure: itself, else what it is made of, else its two sides, each of them
+        taken apart further where need be. () when some of it is missing."""
+        if name in among:
+            return (name,)
+        entry = self.entries.get(name)
+        for parts in (entry.made_of, entry.members) if entry is not None else ():
+            found = [self.pieces(part, among) for part in parts]
+            if found and all(found):
+                return tuple(dict.fromkeys(piece for one in found for piece in one))
+        return ()
+
+    def wholes(self, name: str) -> tuple[str, ...]:
+        """Names of the structures that it is a piece or a side of, the nearest first."""
+        out: list[str] = []
+        waiting = [name]
+        while waiting:
+            above = [n for n in self._above.get(waiting.pop(0), ()) if n not in out]
+            out += above
+            waiting += above
+        return tuple(out)
+
+    @cached_property
+    def _above(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for entry in self:
+            for part in (*entry.made_of, *entry.members):
+                index.setdefault(part, []).append(entry.name)
+        return index
+
     def only(self, splits: Iterable[Split]) -> Vocabulary:
         """The same structures with the surface forms of these language splits alone; canonical names always stay."""
         wanted = set(splits)
@@ -321,6 +353,7 @@ class Vocabulary:
                     twin=twin,
                     members=like.members if like else (),
                     part_of=like.part_of if like else None,
+                    made_of=like.made_of if like else (),
                     regions=like.regions if like else regions,
                     modalities=like.modalities if like else (),
                     surfaces=(own, *inherited),
@@ -350,6 +383,9 @@ def _from_json(data: dict[str, Any], path: Path) -> Vocabulary:
     for entry in linked.values():
         if entry.part_of is not None and entry.part_of not in linked:
             raise ModelError(f"{path}: {entry.name!r} is part_of {entry.part_of!r}, which is no structure of it.")
+        strange = next((part for part in entry.made_of if part not in linked or part == entry.name), None)
+        if strange is not None:
+            raise ModelError(f"{path}: {entry.name!r} is made_of {strange!r}, which is no other structure of it.")
     return Vocabulary(
         entries=linked,
         roots=data.get("roots", {}),
@@ -378,6 +414,11 @@ def _fault_of_fields(raw: Mapping[str, Any]) -> str | None:
     for name, needs, why in (("plural", True, "only a paired structure"), ("singular", False, "only an unpaired structure")):
         if name in raw and (bool(raw.get("sides")) is not needs or not isinstance(raw[name], str) or not raw[name].strip()):
             return f"has {name} = {raw[name]!r}; {why} has one, and it is a text."
+    made_of = raw.get("made_of", {} if raw.get("sides") else [])
+    by_side = made_of if isinstance(made_of, dict) else {"": made_of}
+    named = all(isinstance(parts, list) and all(isinstance(part, str) for part in parts) for parts in by_side.values())
+    if not named or set(by_side) - ({"left", "right", "both"} if raw.get("sides") else {""}):
+        return f"has made_of = {str(made_of)[:80]}; it is a list of names, for a paired structure by left, right and both."
     each = raw.get("each", [1, 1])
     if not isinstance(each, list) or len(each) != 2 or not all(type(n) is int for n in each) or not 1 <= each[0] <= each[1] <= 12:
         return f"has each = {each!r}; it is the first and the last number, from 1 to 12."
@@ -439,7 +480,9 @@ def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
             "modalities": tuple(raw.get("modalities", ())),
             "cues": tuple((contrast, tuple(told)) for contrast, told in raw.get("cues", {}).items()),
         }
+        made_of = raw.get("made_of", ())
         if not sided:
+            common["made_of"] = tuple(made_of)
             singular_form = [Surface(raw["singular"], "synonym")] if "singular" in raw else []
             plain = [Surface(base, "name"), *singular_form, *(f for f in forms if "{S}" not in f.text)]
             yield Entry(base, base, lies=raw.get("lies"), surfaces=tuple(plain), **common)
@@ -449,9 +492,11 @@ def _expand(raw: Mapping[str, Any]) -> Iterator[Entry]:
         for side, twin in (("left", "right"), ("right", "left")):
             own = [Surface(f"{side} {base}", "name", "train", side)]  # type: ignore[arg-type]
             own += [_sided(f, side) for f in [Surface(base, "synonym"), *forms] if f.side in (None, side)]
+            common["made_of"] = tuple(made_of[side]) if side in made_of else ()
             yield Entry(f"{side} {base}", base, side, None, f"{twin} {base}", (), surfaces=tuple(own), **common)  # type: ignore[arg-type]
         both = [Surface(plural, "name", "train", "both"), Surface(base, "synonym", "train", "both")]
         both += [Surface(f.text, f.kind, f.split, "both") for f in forms if "{S}" not in f.text and f.side is None]
+        common["made_of"] = tuple(made_of["both"]) if "both" in made_of else ()
         yield Entry(plural, base, "both", None, None, members, surfaces=tuple(both), **common)
 
 

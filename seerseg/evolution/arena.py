@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from seerseg.consensus import read, settle
+from seerseg.consensus import ConsensusSettings, Readings
 from seerseg.dataset import RawDataset, Request
-from seerseg.episode import SKILLS_SHOWN, Dialogue, finish
+from seerseg.episode import SKILLS_SHOWN, finish
 from seerseg.metrics.masks import dice
 from seerseg.model import Model
 from seerseg.protocols.base import ABSENT
@@ -63,7 +63,7 @@ class StoreArena:
     """Preprocessed cases with labels, a model's reasoner and its frozen segmenter.
 
     An outcome depends on the request and the skills it is shown alone, so it is kept under both; `memo` is a JSON Lines file that keeps
-    them between runs (several processes may append to files of their own and read each other's). readings: as in `seerseg.consensus`.
+    them between runs (several processes may append to files of their own and read each other's). consensus: plainly read once when None.
     """
 
     def __init__(
@@ -74,11 +74,11 @@ class StoreArena:
         *,
         memo: Path | None = None,
         read_also: Sequence[Path] = (),
-        readings: int = 1,
+        consensus: ConsensusSettings | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         self._dataset, self._folder, self._model, self._progress = dataset, folder, model, progress
-        self._memo_path, self._readings = memo, readings
+        self._memo_path, self._consensus = memo, consensus or ConsensusSettings()
         self._identity = hashlib.blake2b(
             f"{model.reasoner.card.identity}|{model.segmenter.card.identity}|{model.protocol.name}|{model.view_spec}".encode(),
             digest_size=8,
@@ -116,7 +116,8 @@ class StoreArena:
         return self._modalities[case]
 
     def _key(self, request: Request, skills: Sequence[Skill]) -> str:
-        said = [self._identity, self._readings, request.case, request.text, [f"{s.id}/{SHOWN}" for s in skills], self._truth(request)]
+        consensus = 1 if self._consensus.plain else asdict(self._consensus)
+        said = [self._identity, consensus, request.case, request.text, [f"{s.id}/{SHOWN}" for s in skills], self._truth(request)]
         return hashlib.blake2b(json.dumps(said, ensure_ascii=False).encode(), digest_size=12).hexdigest()
 
     def _truth(self, request: Request) -> str:
@@ -129,14 +130,16 @@ class StoreArena:
         model = self._model
         stored = open_case(self._folder, case)
         views, volume = render(stored.channel(0), model.view_spec), stored.volume(0)
-        dialogues = [
-            Dialogue(views, r.text, model.protocol, skills=tuple(shown[r.id]), targets=model.targets)
-            for r in requests
-            for _ in range(self._readings)
-        ]
-        read(dialogues, model.reasoner, readings=self._readings)
-        drawn = finish(dialogues, volume, reasoner=model.reasoner, segmenter=model.segmenter)
-        episodes = settle(drawn, readings=self._readings)
+        readings = Readings.open(
+            views,
+            [r.text for r in requests],
+            settings=self._consensus,
+            protocol=model.protocol,
+            bank=_Known({r.text: shown[r.id] for r in requests}),
+            targets=model.targets,
+        )
+        readings.ask(model.reasoner)
+        episodes = readings.settle(finish(readings.dialogues, volume, reasoner=model.reasoner, segmenter=model.segmenter))
         held = stored.labels()
         labels = None if held is None else held[0]
         out = []
@@ -174,6 +177,19 @@ class StoreArena:
         with self._memo_path.open("a", encoding="utf-8") as file:
             for key, outcome in fresh.items():
                 file.write(json.dumps({"key": key, **asdict(outcome)}, ensure_ascii=False) + "\n")
+
+
+class _Known:
+    """Skills that were looked up already, by the request's text."""
+
+    mode = identity = "known"
+
+    def __init__(self, skills: Mapping[str, Sequence[Skill]]) -> None:
+        self._skills = skills
+
+    def retrieve(self, query: Query, limit: int) -> Sequence[Skill]:
+        """As `Retriever.retrieve`."""
+        return self._skills[query.text][:limit]
 
 
 def bare(arena: Arena, requests: Sequence[Request]) -> list[Outcome]:

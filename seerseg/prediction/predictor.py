@@ -12,9 +12,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from seerseg.consensus import ConsensusSettings, open_readings, read, settle
+from seerseg.consensus import ConsensusSettings, Readings
 from seerseg.dataset import check_text
-from seerseg.episode import Dialogue, Episode, finish, open_dialogues, reason
+from seerseg.episode import Episode, finish
 from seerseg.errors import ImageError, UsageError
 from seerseg.evolution.online import OnlineBank
 from seerseg.model import Model, open_model
@@ -128,7 +128,7 @@ class Predictor:
             plain["second_reading"] = True
         if self.model.accept_license and self.model.segmenter.card.weights_licence:
             plain["licence_accepted"] = self.model.segmenter.card.weights_licence
-        return plain if self.consensus.readings == 1 else {**plain, "consensus": asdict(self.consensus)}
+        return plain if self.consensus.plain else {**plain, "consensus": asdict(self.consensus)}
 
     @overload
     def predict(
@@ -170,45 +170,34 @@ class Predictor:
         texts = [check_text(t) for t in ([text] if isinstance(text, str) else text)]
         volume, order = open_image(image, affine=affine, spacing_zyx_mm=spacing_zyx_mm, modality=modality)
         with self._lock:
-            dialogues = self.open_dialogues(volume, texts)
-            self.reason(dialogues)
-            episodes = self.finish(dialogues, volume)
+            readings = self.open_readings(volume, texts)
+            self.reason(readings)
+            episodes = self.finish(readings, volume)
         made = [_prediction(episode, volume, order) for episode in episodes]
         return made[0] if isinstance(text, str) else made
 
-    def open_dialogues(self, volume: Volume, texts: Sequence[str]) -> list[Dialogue]:
-        """First stage: render the views and open one dialogue per text, or several in a row for a consensus."""
+    def open_readings(self, volume: Volume, texts: Sequence[str]) -> Readings:
+        """First stage: render the views and open one dialogue per text, or several for a consensus."""
         model, spec = self.model, self.model.view_spec
         blind = not model.reasoner.card.sees_images and model.protocol.max_turns == 1 and model.protocol.prompt_kinds <= _WORDS
         views = render(volume, replace(spec, size_px=_UNSEEN_PX) if blind else spec)  # the words that go with them stay the same
-        if self.consensus.readings == 1:
-            return open_dialogues(views, texts, protocol=model.protocol, bank=model.bank, targets=model.targets)
-        readings = self.consensus.readings
-        return open_readings(views, texts, readings=readings, protocol=model.protocol, bank=model.bank, targets=model.targets)
+        return Readings.open(views, texts, settings=self.consensus, protocol=model.protocol, bank=model.bank, targets=model.targets)
 
-    def reason(self, dialogues: Sequence[Dialogue]) -> None:
+    def reason(self, readings: Readings) -> None:
         """Second stage: the first reply to each; left to `finish` where a protocol has several turns, so that one thread has them all."""
         if self.model.protocol.max_turns == 1:
-            self._reason(dialogues)
+            readings.ask(self.model.reasoner, seed=self.seed)
 
-    def finish(self, dialogues: Sequence[Dialogue], volume: Volume) -> list[Episode]:
-        """Third stage: draw, and go on to the end."""
+    def finish(self, readings: Readings, volume: Volume) -> list[Episode]:
+        """Third stage: draw, and go on to the end; one episode for each text."""
         if self.model.protocol.max_turns > 1:
-            self._reason(dialogues)
+            readings.ask(self.model.reasoner, seed=self.seed)
         parts: dict[str, Any] = {"reasoner": self.model.reasoner, "segmenter": self.segmenter}
-        episodes = finish(dialogues, volume, seed=self.seed, second_reading=self.second_reading, **parts)
-        if self.consensus.readings == 1:
-            return episodes
-        settled = settle(episodes, readings=self.consensus.readings, least=self.consensus.least)
+        episodes = finish(readings.dialogues, volume, seed=self.seed, second_reading=self.second_reading, **parts)
+        settled = readings.settle(episodes)
         if isinstance(self.model.bank, OnlineBank):
             self.model.bank.learn(volume.name or volume.content_hash, volume.modality, settled)
         return settled
-
-    def _reason(self, dialogues: Sequence[Dialogue]) -> None:
-        if self.consensus.readings == 1:
-            reason(dialogues, self.model.reasoner, seed=self.seed)
-        else:
-            read(dialogues, self.model.reasoner, readings=self.consensus.readings, seed=self.seed)
 
 
 class OncePerPrompt:

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from seerseg.consensus import Readings
 from seerseg.dataset import CaseFiles, Inputs
-from seerseg.episode import Dialogue
 from seerseg.errors import ImageError, OutputError, RequestError, SeerSegError
 from seerseg.paths import read_json
 from seerseg.prediction.ledger import Entry, Ledger, Seen, describe, is_intact, make_key, now, see_image
@@ -111,7 +111,7 @@ class Work:
     modality: str | None = None
     skipped: bool = False
     volume: Volume | None = None
-    dialogues: list[Dialogue] = field(default_factory=list)
+    readings: Readings | None = None
     outcome: CaseOutcome | None = None
     bug: str = ""
 
@@ -166,27 +166,28 @@ class Stages:
             if not work.asked.requests:
                 raise RequestError(work.asked.bad[0].reason if work.asked.bad else f"Case {work.case} has no request.")
             work.volume = self._volume(work)
-            work.dialogues = self.predictor.open_dialogues(work.volume, [r.text for r in work.asked.requests])
+            work.readings = self.predictor.open_readings(work.volume, [r.text for r in work.asked.requests])
 
         self._guard(work, body)
         return work
 
     def think(self, work: Work) -> Work:
         """Let the reasoner answer all requests of the case in one batch."""
-        if work.dialogues:
-            self._guard(work, lambda: self.predictor.reason(work.dialogues))
+        readings = work.readings
+        if readings is not None:
+            self._guard(work, lambda: self.predictor.reason(readings))
         return work
 
     def draw(self, work: Work) -> Work:
         """Draw all answers in one call and cut the masks to their boxes; the volume is let go."""
 
         def body() -> None:
-            volume = work.volume
-            if volume is None or not work.dialogues:
+            volume, readings = work.volume, work.readings
+            if volume is None or readings is None:
                 return
             answered = []
-            episodes = self.predictor.finish(work.dialogues, volume)
-            work.dialogues = []
+            episodes = self.predictor.finish(readings, volume)
+            work.readings = None
             for request in work.asked.requests:
                 answered.append(Answered.cut(request, episodes.pop(0)))
             pictures = overlay_pictures(volume, answered) if self.options.overlay else {}
@@ -205,7 +206,7 @@ class Stages:
 
         if not work.fault:
             self._guard(work, body)
-        work.dialogues, work.volume = [], None
+        work.readings = work.volume = None
         return work
 
     def write(self, work: Work) -> None:

@@ -1,8 +1,8 @@
 """Reasoners by name, folder or hub id. Importing this package loads no torch, transformers, numpy or plug-in.
 
-Built in: `lexicon` (rules over words, no model), `nano` (a small model shipped with the package), `verbatim` (the request as it is),
-`scripted` (replies from a file), `vlm` (any transformers image-text-to-text model). More come from the entry-point group
-`seerseg.reasoners` of installed packages (NAME = "module:factory", see `base.ReasonerFactory`).
+Built in: `lexicon` (rules over words, no model), `nano` (a small model shipped with the package), `committee` (several together),
+`verbatim` (the request as it is), `scripted` (replies from a file), `vlm` (any transformers image-text-to-text model). More come from
+the entry-point group `seerseg.reasoners` of installed packages (NAME = "module:factory", see `base.ReasonerFactory`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = ["available_reasoners", "load_reasoner"]
 GROUP = "seerseg.reasoners"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _BUILT_IN = {
+    "committee": ("seerseg.reasoners.committee:load", "several of these together, each with a say (committee:nano,lexicon)"),
     "lexicon": ("seerseg.reasoners.lexicon:load", "spelling repair, abbreviations, synonyms and sides by rule; no model, sees no image"),
     "nano": ("seerseg.reasoners.nano:load", "a small vision-language model shipped with SeerSeg; a default to start from"),
     "scripted": ("seerseg.reasoners.scripted:load", "replies from a JSON file (scripted:FILE.json); for tests"),

@@ -50,3 +50,20 @@ class ReasonerFactory(Protocol):
     ) -> Reasoner:
         """A loaded reasoner; `settings` are its own."""
         ...
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """One thing that a request can mean: a reply that says so, and how likely that is, 0..1."""
+
+    reply: str
+    share: float
+
+
+@runtime_checkable
+class WeighingReasoner(Reasoner, Protocol):
+    """A reasoner that can say how likely every answer is, calibrated on language that it was not trained on."""
+
+    def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
+        """For each dialogue replies with different answers, the likeliest first; their shares sum to 1. Empty: no opinion at all."""
+        ...

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from seerseg.protocols.base import ABSENT
 from seerseg.protocols.messages import Message
-from seerseg.reasoners.base import ReasonerCard
+from seerseg.reasoners.base import ReasonerCard, Weighed
 from seerseg.reasoners.reading import (
     Mention,
     Sense,
@@ -64,12 +64,15 @@ _POLITE = re.compile(
 
 @dataclass(frozen=True)
 class Decision:
-    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used."""
+    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used; known: some of its words
+    mean a structure; pieces: the listed names that are together the answer, where it is none of them."""
 
     answer: str
     evidence: str
     rationale: str
     tags: tuple[str, ...] = ()
+    known: bool = True
+    pieces: tuple[str, ...] = ()
 
     @property
     def reply(self) -> str:
@@ -169,9 +172,18 @@ class LexiconReasoner:
 
     def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
         """One reply per dialogue, repeated `samples` times; `seed` changes nothing."""
-        return [[self._answer(dialogue)] * samples for dialogue in dialogues]
+        return [[self._read(dialogue).reply] * samples for dialogue in dialogues]
 
-    def _answer(self, dialogue: Sequence[Message]) -> str:
+    def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
+        """Its answer, of which it is sure; where that is the whole of listed names, any of them may be meant as well as the whole;
+        nothing for a request of which it knows no word."""
+        out = []
+        for decision in map(self._read, dialogues):
+            meant = [decision, *(replace(decision, answer=name) for name in decision.pieces)] if decision.known else []
+            out.append([Weighed(one.reply, 1 / len(meant)) for one in meant])
+        return out
+
+    def _read(self, dialogue: Sequence[Message]) -> Decision:
         text = next((m.text for m in dialogue if m.role == "user" and "<raw_prompt>" in m.text), None)
         if text is None:
             text = next((m.text for m in reversed(dialogue) if m.role == "user"), "")
@@ -184,11 +196,11 @@ class LexiconReasoner:
         told = self._told(shown, requests[-1] if requests else "", names)
         if told is not None:
             why = f"{decision.rationale} By skill {told[0]} it means {told[1]}."
-            return replace(decision, answer=told[1], rationale=why).reply
+            return replace(decision, answer=told[1], rationale=why, known=True)
         used = [skill for skill, tag in _SKILL.findall(shown) if tag in decision.tags][:1]
         if used:
             decision = replace(decision, rationale=f"{decision.rationale} Skill: {used[0]}.")
-        return decision.reply
+        return decision
 
     def _told(self, shown: str, request: str, names: Sequence[str]) -> tuple[str, str] | None:
         """Id and answer of the first skill that says outright what to answer, where it may be answered; not for a request that is a
@@ -223,12 +235,14 @@ class _Reader:
         self.mentions = find_mentions(self.tokens, listed.words)
         self.notes: list[str] = []
         self.tags: list[str] = []
+        self.known = True
 
     def decide(self) -> Decision:
         ranked = self._ranked()
         best = ranked[0] if ranked and ranked[0].rank >= ACCEPT else None
         answer = self._implied(best) if self.listed.names else None
         if answer is None:
+            self.known = best is not None
             answer = self._named(best) if best is not None else self._nothing()
         return self._decision(answer, best)
 
@@ -424,7 +438,15 @@ class _Reader:
         self.tags.append("PROMPT_NORMALIZE")
         named = self._said(best.mention) if best is not None else "no known structure is named"
         evidence = f"Words only, no image was read: {named}."
-        return Decision(answer, evidence, " ".join(reasons) or "Taken as it stands.", tuple(dict.fromkeys(self.tags)))
+        why = " ".join(reasons) or "Taken as it stands."
+        tags = tuple(dict.fromkeys(self.tags))
+        return Decision(answer, evidence, why, tags, known=self.known, pieces=self._pieces(answer))
+
+    def _pieces(self, answer: str) -> tuple[str, ...]:
+        by_entry = self.listed.by_entry
+        if answer in by_entry or answer in by_entry.values():
+            return ()
+        return tuple(by_entry[name] for name in self.listed.words.vocabulary.pieces(answer, by_entry))
 
 
 def _side_fit(sense: Sense, side: Side | None, open_side: bool) -> float:

@@ -2,16 +2,18 @@
 
 It is an ordinary model folder of the Qwen3-VL architecture with its own tokeniser, read by the same code as any other. One thing is
 added: where the dialogue lists the names that may be answered and the reply names another, the listed name whose reply is likeliest is
-taken, or "absent" when that is far less likely than the reply was. ("hippocampus" where only its parts are listed means one of them.)
+taken, or "absent" when that is far less likely than the reply was; a structure of which all pieces are listed stands. It can also say
+how likely each of the names is.
 Sources, data and measurements:
 `seerseg/weights/nano_reasoner/MODEL_CARD.md`; recipe: `scripts/train_nano_reasoner.py`.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,17 +22,20 @@ from seerseg.errors import ModelError
 from seerseg.protocols.base import ABSENT
 from seerseg.protocols.messages import Message
 from seerseg.protocols.seer import normalise_name
-from seerseg.reasoners.base import ReasonerCard
+from seerseg.reasoners.base import ReasonerCard, Weighed
 from seerseg.reasoners.decoding import Decoding, Encoded
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import SHIPPED as SHIPPED_MODELS
 from seerseg.reasoners.vlm_loading import find
 from seerseg.reasoners.vlm_loading import load as load_model
+from seerseg.vocabulary import Vocabulary
 
 SHIPPED = SHIPPED_MODELS["nano"]
 LICENCE = "CC-BY-SA-4.0"
 MARGIN = 1.0
 """Nats by which a reply with a listed name may be less likely than the one with another name; set on validation language."""
+DOUBT = 2.5
+"""By which log-likelihoods are divided before they are taken for probabilities; set by likelihood on validation language."""
 _MAX_NEW_TOKENS = 192  # replies of names have at most 50; those with boxes, which it can be taught, up to 150
 _MAX_BATCH = 48
 _TARGETS = re.compile(r"<targets>(.*?)</targets>", re.DOTALL)
@@ -60,23 +65,36 @@ class NanoReasoner(VlmReasoner):
         with torch.inference_mode():
             return [[self._listed(d, text) for text in texts] for d, texts in zip(dialogues, written, strict=True)]
 
+    def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
+        """How likely every listed name, "absent" and the whole that was written are; where no names are listed the reply alone."""
+        import torch
+
+        written = super().reply(dialogues)
+        with torch.inference_mode():
+            return [self._weighed(d, texts[0]) for d, texts in zip(dialogues, written, strict=True)]
+
+    def _weighed(self, dialogue: Sequence[Message], reply: str) -> list[Weighed]:
+        choice = _Choice.of(dialogue, reply)
+        if choice is None:
+            return [Weighed(reply, 1.0)]
+        replies = {normalise_name(name): choice.saying(name) for name in choice.names}
+        replies |= {ABSENT: choice.absent()}
+        if choice.listed or choice.whole:
+            replies[choice.wanted] = reply
+        scores = [score / DOUBT for score in self._likelihoods(self.encode(dialogue), list(replies.values()))]
+        weights = [math.exp(score - max(scores)) for score in scores]
+        made = [Weighed(text, weight / sum(weights)) for text, weight in zip(replies.values(), weights, strict=True)]
+        return sorted(made, key=lambda one: -one.share)
+
     def _listed(self, dialogue: Sequence[Message], reply: str) -> str:
-        listed = _TARGETS.search(dialogue[-1].text)
-        said = _REPLY.fullmatch(reply)
-        if listed is None or said is None:
+        choice = _Choice.of(dialogue, reply)
+        if choice is None or choice.listed or choice.whole:
             return reply
-        names = [name.strip() for name in listed[1].split(";") if name.strip()]
-        evidence, rationale, answer = said.groups()
-        wanted = normalise_name(answer)
-        if any(normalise_name(name) == wanted for name in names):
-            return reply
-        quoted, colon, _ = rationale.rpartition(": ")
-        names = [name for name in names if normalise_name(name) != ABSENT]
-        replies = [_reply(evidence, quoted + colon + name, name) for name in names]
+        replies = [choice.saying(name) for name in choice.names]
         own, *scores = self._likelihoods(self.encode(dialogue), [reply, *replies])
         best = max(range(len(scores)), key=scores.__getitem__, default=None)
-        if best is None or (scores[best] < own - MARGIN and not _wider(wanted, names)):
-            return _reply(evidence, f"{rationale}, not among the names", ABSENT)
+        if best is None or (scores[best] < own - MARGIN and not _wider(choice.wanted, choice.names)):
+            return choice.absent()
         return replies[best]
 
     def _likelihoods(self, asked: Encoded, replies: Sequence[str]) -> list[float]:
@@ -110,6 +128,46 @@ class NanoReasoner(VlmReasoner):
             steps = logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].cpu()
             out += [float(row[: len(tail) - 1].sum()) for row, tail in zip(steps, tails, strict=True)]
         return out
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """A reply beside the names that may be answered ("absent" is none of them). wanted: what it answers."""
+
+    names: tuple[str, ...]
+    evidence: str
+    rationale: str
+    wanted: str
+
+    @classmethod
+    def of(cls, dialogue: Sequence[Message], reply: str) -> _Choice | None:
+        """None where no names are listed, or the reply has not the parts that it should have."""
+        listed, said = _TARGETS.search(dialogue[-1].text), _REPLY.fullmatch(reply)
+        if listed is None or said is None:
+            return None
+        names = tuple(name for part in listed[1].split(";") if (name := part.strip()) and normalise_name(name) != ABSENT)
+        return cls(names, said[1], said[2], normalise_name(said[3]))
+
+    @property
+    def listed(self) -> bool:
+        """It may be answered as it stands."""
+        return self.wanted == ABSENT or self.wanted in map(normalise_name, self.names)
+
+    @property
+    def whole(self) -> bool:
+        """It is a structure of which all pieces are listed."""
+        vocabulary = Vocabulary.load()
+        entry = vocabulary.resolve(self.wanted)
+        return entry is not None and bool(vocabulary.pieces(entry.name, {normalise_name(name) for name in self.names}))
+
+    def saying(self, name: str) -> str:
+        """The reply, were this its answer."""
+        quoted, colon, _ = self.rationale.rpartition(": ")
+        return _reply(self.evidence, quoted + colon + name, name)
+
+    def absent(self) -> str:
+        """The reply that what is meant is not among the names."""
+        return _reply(self.evidence, f"{self.rationale}, not among the names", ABSENT)
 
 
 def _wider(answer: str, names: Sequence[str]) -> bool:

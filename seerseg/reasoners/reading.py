@@ -22,6 +22,8 @@ def _pairs(text: str) -> frozenset[tuple[str, str]]:
 MAX_CHARS = 4000
 MAX_REPEATS = 24
 """A word that is repeated more often says nothing more."""
+_LONG, _HEARD = 8, 0.15
+"""Letters of a word that may have been heard as two, and the cost of spelling for each of them that this may take."""
 _CHUNK = re.compile(r"[^\s]+")
 _SPACED = re.compile(r"(?<!\w)(?:[^\W\d_]\s){3,}[^\W\d_](?!\w)")
 _LEET = str.maketrans({"0": "o", "1": "l", "3": "e", "4": "a", "5": "s", "7": "t", "8": "b", "@": "a", "$": "s", "!": "i", "|": "l"})
@@ -78,6 +80,13 @@ _VERBS = frozenset(
 _PICTURES = frozenset({"image", "picture", "screen", "monitor", "display", "viewer", "figure", "observer"})
 _NOT_A_SIDE_AFTER_RIGHT = frozenset({"now", "away", "here", "there", "ok", "thanks", "please"})
 _NOT_A_SIDE_AFTER_LEFT = frozenset({"over", "behind", "out"})
+_DIRECTIONS = frozenset(
+    """
+    anterior posterior superior inferior medial lateral cranial caudal rostral dorsal ventral proximal distal apical basal central
+    peripheral deep superficial internal external ipsilateral contralateral sagittal coronal axial
+    """.split()
+)
+"""Words that are spelt right, whether a structure is named with them or not: "caudal" is no slip of "cauda"."""
 _SKIPPED = frozenset({"the", "a", "an", "of", "this", "that", "his", "her", "their", "my", "patient", "patients", "s", "same", "any", "to"})
 
 
@@ -164,7 +173,7 @@ class Words:
         described = {
             w for e in vocabulary for s in e.surfaces if s.kind in ("description", "relation") for w in words(s.text) if len(w) > 3
         }
-        ordinary = vocabulary.ordinary | _STOP | _NEGATORS | _ANCHORS | _VERBS
+        ordinary = vocabulary.ordinary | _STOP | _NEGATORS | _ANCHORS | _VERBS | _DIRECTIONS
         self.known = frozenset(spelt | described | ordinary | set(vocabulary.side_words) | {r for bag in self.senses for r in bag})
         self.everyday = frozenset(w for w in ordinary if w.isalpha())
         self.content = sorted({w for w in spelt | described if w not in _STOP})
@@ -220,7 +229,7 @@ def _chunk_words(bare: str, known: frozenset[str]) -> Iterator[str]:
     if any(c in "0134578@$!|" for c in bare) and any(c.isalpha() for c in bare):
         plain = words(bare)
         if not all(w in known or w.isdigit() for w in plain):
-            for table in (_LEET, _LEET_I):
+            for table in (_LEET, _LEET_I) if sum(c.isalpha() for c in bare) > 2 else ():  # "3D" is no word
                 mended = words(bare.translate(table))
                 if mended and all(w in known for w in mended):
                     yield from mended
@@ -239,6 +248,14 @@ def _joined(raw: list[tuple[str, int]], index: Words) -> list[tuple[str, int]]:
             if joint in index.known and out[-1][1] == clause:
                 out[-1] = (joint, clause)
                 continue
+            if (
+                word not in index.known
+                and out[-1][0] not in index.known
+                and out[-1][1] == clause
+                and (meant := _heard(out[-1][0], word, index))
+            ):
+                out[-1] = (meant, clause)
+                continue
         if word not in index.known and len(word) >= 7:
             parts = _parted(word, index.known)
             if parts:
@@ -246,6 +263,15 @@ def _joined(raw: list[tuple[str, int]], index: Words) -> list[tuple[str, int]]:
                 continue
         out.append((word, clause))
     return out
+
+
+def _heard(first: str, second: str, index: Words) -> str | None:
+    """The long word that two unknown ones are together, as dictation writes it: "hypo campal"."""
+    joint = first + second
+    if min(len(first), len(second)) < 3 or len(joint) < _LONG:
+        return None
+    found = nearest(joint, [word for word in index.content if len(word) >= _LONG], 1)
+    return found[0][0] if found and found[0][1] <= _HEARD * len(joint) else None
 
 
 def _parted(word: str, known: frozenset[str]) -> tuple[str, ...] | None:
@@ -308,7 +334,7 @@ def negated_positions(tokens: Sequence[Token]) -> frozenset[int]:
             reach = 0
         clause = token.clause
         if word in _NEGATORS or pair in _NEGATING_PAIRS:
-            if word == "not" and pair[1] == "only":
+            if (word, pair[1]) == ("not", "only") or (word == "no" and pair[1].isdigit()):  # "request no. 3"
                 continue
             reach = 7
             continue
