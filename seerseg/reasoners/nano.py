@@ -34,8 +34,9 @@ SHIPPED = SHIPPED_MODELS["nano"]
 LICENCE = "CC-BY-SA-4.0"
 MARGIN = 1.0
 """Nats by which a reply with a listed name may be less likely than the one with another name; set on validation language."""
-DOUBT = 2.5
-"""By which log-likelihoods are divided before they are taken for probabilities; set by likelihood on validation language."""
+DOUBT, MISSED = 3.0, 4.0
+"""How a reply's log-likelihood (nats) becomes a share: divided by the first, for "absent", which it says too readily of words it does
+not know, after taking off the second. Both were set by likelihood on validation language."""
 _MAX_NEW_TOKENS = 192  # replies of names have at most 50; those with boxes, which it can be taught, up to 150
 _MAX_BATCH = 48
 _TARGETS = re.compile(r"<targets>(.*?)</targets>", re.DOTALL)
@@ -81,7 +82,8 @@ class NanoReasoner(VlmReasoner):
         replies |= {ABSENT: choice.absent()}
         if choice.listed or choice.whole:
             replies[choice.wanted] = reply
-        scores = [score / DOUBT for score in self._likelihoods(self.encode(dialogue), list(replies.values()))]
+        found = zip(replies, self._likelihoods(self.encode(dialogue), list(replies.values())), strict=True)
+        scores = [(score - (MISSED if answer == ABSENT else 0.0)) / DOUBT for answer, score in found]
         weights = [math.exp(score - max(scores)) for score in scores]
         made = [Weighed(text, weight / sum(weights)) for text, weight in zip(replies.values(), weights, strict=True)]
         return sorted(made, key=lambda one: -one.share)
