@@ -33,17 +33,22 @@ from seerseg.model import Model, ModelSpec, read_spec
 from seerseg.paths import write_json, write_text
 from seerseg.planning import load_plans
 from seerseg.reasoners import load_reasoner
+from seerseg.reasoners.base import ReasonerCard
+from seerseg.reasoners.committee import CommitteeReasoner
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.skills.base import EmptyBank, Retriever
 from seerseg.skills.encoder import Remembered, SentenceEncoder
 from seerseg.skills.retrieval import ENCODED, FrozenBank
+from seerseg.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
 SPLIT = ROOT / "seerseg_data" / "splits" / "hippocampus.json"
 NAME = "Dataset004_Hippocampus"
 FOLD = 0
 FREE, LEXICON = "segmenter alone, free text", "lexicon, training vocabulary"
+WHOLE = "control: all labels together, whatever is asked"
+EXPECTED = ConsensusSettings(decide="expected_dice")
 LEAST_WORST = 0.05  # a worst Dice from which a relative gain says something
 
 
@@ -147,6 +152,7 @@ class Run:
         self.alone = Model(ModelSpec(views=views), reasoner_given=load_reasoner("verbatim"), segmenter_given=self.segmenter)
         self.lexicon = Model(told, reasoner_given=lexicon, segmenter_given=self.segmenter)
         self.shipped = Model(replace(told, reasoner=self.given.reasoner), segmenter_given=self.segmenter)
+        self.whole = Model(told, reasoner_given=Whole(names), segmenter_given=self.segmenter)
 
     def rows(self) -> None:
         """Every row, then the table."""
@@ -162,6 +168,7 @@ class Run:
         add("segmenter alone, label prompts", self.alone, label_prompts(self.dataset, cases))
         add(FREE, self.alone, free)
         add(LEXICON, self.lexicon, free)
+        add(WHOLE, self.whole, free)
         add(f"{self.given.reasoner} as shipped", self.shipped, free)
         chosen: Model | None = None
         for stage, name in (("sft", "after SFT"), ("grpo", "after GRPO")):
@@ -169,10 +176,19 @@ class Run:
             if model is not None:
                 add(f"{self.given.reasoner} {name}", model, free)
                 chosen = model if stage == self.given.evolve_on or chosen is None else chosen
+        chosen = chosen or self.shipped
+        both = Model(
+            chosen.spec, reasoner_given=CommitteeReasoner([chosen.reasoner, self.lexicon.reasoner]), segmenter_given=self.segmenter
+        )
+        add(f"{self.given.reasoner}, by expected Dice", chosen, free, consensus=EXPECTED)
+        add(f"committee of {self.given.reasoner} and lexicon", both, free)
+        add("committee, by expected Dice", both, free, consensus=EXPECTED)
         if self.given.rounds and self.given.encoder is not None:
-            add("lexicon + SEER-Loop by meaning", self.lexicon, free, self.bank(self.lexicon, encoder=self.given.encoder))
+            bank = self.bank(self.lexicon, encoder=self.given.encoder)
+            add("lexicon + SEER-Loop by meaning", self.lexicon, free, bank)
+            add("committee + that bank, by expected Dice", both, free, bank, consensus=EXPECTED)
         if self.given.rounds:
-            self.with_bank(add, self.given.reasoner, chosen or self.shipped, free)
+            self.with_bank(add, self.given.reasoner, chosen, free)
         print((self.out / "table.md").read_text())
 
     def with_bank(self, add: Any, name: str, model: Model, free: Sequence[Request]) -> None:
@@ -238,7 +254,7 @@ class Run:
         scores = {row["name"]: row["_scores"] for row in table}
         names = [row["name"] for row in table]
         pairs = [*pairwise(names[1:])]
-        pairs += [(base, name) for name in names[3:] for base in (FREE, LEXICON) if (base, name) not in pairs]
+        pairs += [(base, name) for name in names[4:] for base in (FREE, LEXICON, WHOLE) if base in names and (base, name) not in pairs]
         differences = [paired(scores, a, b, self.dataset.subject_of) for a, b in pairs]
         write_json(self.out / "table.json", [{k: v for k, v in row.items() if k != "_scores"} for row in table])
         write_json(self.out / "differences.json", differences)
@@ -263,6 +279,21 @@ class Run:
             lines += ["", f"Against {FREE} (SEER's headline figures: variance -82 %, worst +18.6 %):", ""]
             lines += [f"- {r['name']}: {headline(r, free)}" for r in table[2:]]
         write_text(self.out / "table.md", "\n".join(lines) + "\n")
+
+
+class Whole:
+    """Answers with the structure that all labels are together: what a stability measure alone would praise."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        vocabulary = Vocabulary.load()
+        above = [set(vocabulary.wholes(name)) for name in names]
+        self.name = next(w for w in vocabulary.wholes(names[0]) if all(w in one for one in above) and vocabulary.pieces(w, names))
+        self.card = ReasonerCard(name="whole", identity=f"whole-{self.name}", sees_images=False)
+
+    def reply(self, dialogues: Sequence[Any], samples: int = 1, seed: int = 0) -> list[list[str]]:
+        """Always the same."""
+        said = f"<evidence>none</evidence><rationale>none</rationale><answer>{self.name}</answer>"
+        return [[said] * samples for _ in dialogues]
 
 
 def summary(name: str, outcomes: Sequence[Outcome], requests: Sequence[Request], dataset: RawDataset, mode: str) -> dict[str, Any]:
