@@ -69,7 +69,7 @@ def test_a_sample_is_spread_over_targets_languages_and_few_cases() -> None:
     for name in NAMES:
         mine = [r for r in chosen if r.target == (name,)]
         assert len(mine) == 24
-        assert len({r.case for r in mine}) == 2, "each pair of a case and a target costs the segmenter a mask"
+        assert len({r.case for r in mine}) == 1, "each pair of a case and a target costs the segmenter a mask"
         assert sum(r.language_split == "val" for r in mine) == 12
     assert chosen == sample_of(asked, 96, truth_of=lambda r: (r.target or ("",))[0], known={"train"}, seed=1)
     everything = sample_of(asked[:30], 600, truth_of=lambda r: (r.target or ("",))[0], known={"train"}, seed=1)
@@ -146,8 +146,8 @@ def test_retrieval_is_fitted_to_what_the_reasoner_knows() -> None:
 
 def test_skills_are_not_shown_for_what_is_not_there() -> None:
     near = Skill("s-near", "PROMPT_NORMALIZE", "zorb", "answer liver", words=("zorb",), target="liver")
-    there = [Request(f"{case}-t", case, "please outline the gnorf here", ("liver",), "chat", "val") for case in BANK * 5]
-    gone = [Request(f"{case}-a", case, "please outline the gnorf kidney here", None, "chat", "val") for case in BANK * 5]
+    there = [Request(f"{case}-t", case, "please outline the gnorf here", ("liver",), "chat", "val") for case in BANK * 8]
+    gone = [Request(f"{case}-a", case, "please outline the gnorf kidney here", None, "chat", "val") for case in BANK * 8]
 
     class Absent(Table):
         def run(self, requests: Sequence[Request], bank: Retriever) -> list[Outcome]:
@@ -241,3 +241,37 @@ def test_words_that_are_fragments_of_known_ones_are_no_news(tmp_path: Path) -> N
     assert set(SLANG) <= {word for phrase in known for word in phrase.split()}
     assert "abdominal" not in known
     assert requests(["t1"])
+
+
+def test_taught_words_that_cannot_prove_themselves_are_judged_together(tmp_path: Path) -> None:
+    """Many names, two requests of each: no skill has the trials to prove it alone, all of them together do."""
+    slang = {
+        f"{a}{b}": f"{name} {side}"
+        for a, name in (("zo", "liver"), ("qu", "spleen"), ("mi", "kidney"))
+        for b, side in (("rb", "one"), ("lp", "two"))
+    }
+
+    class Odd(Table):
+        def __init__(self, follows: bool = True) -> None:
+            super().__init__()
+            self.follows = follows
+
+        def run(self, requests: Sequence[Request], bank: Retriever) -> list[Outcome]:
+            out = []
+            for o in super().run(requests, bank):
+                helped = o.shown and o.answer == o.truth and self.follows
+                out.append(replace(o, answer=o.truth if helped else "aorta", dice=0.9 if helped else 0.0))
+            return out
+
+    def asked(cases: Sequence[str]) -> list[Request]:
+        return [Request(f"{c}-{w}", c, f"please outline the {w} here", (t,), "chat") for c in cases for w, t in slang.items()]
+
+    for follows in (True, False):
+        made = loop(tmp_path / str(follows), Odd(follows), rounds=1)
+        made.training, made.testing, made.fence = asked(TRAIN), asked(BANK[:2]), None
+        (report,) = made.run()
+        found = [s for s in BankFolder(tmp_path / str(follows)).skills().values() if s.status == "accepted"]
+        assert {s.target for s in found} == (set(slang.values()) if follows else set())
+        assert report.accepted == len(found)
+        assert all(s.audit.note.startswith("judged together with") for s in found)
+        assert all(s.audit.accepted is not None and s.audit.accepted.n == 2 for s in found)

@@ -23,7 +23,7 @@ from seerseg.skills.retrieval import SkillIndex, Weights, telling
 from seerseg.vocabulary import words
 
 TOGETHER = 6  # requests of a case that a skill is tried on at once
-PER_SET = 12  # requests of one case and target in a sample: every pair costs the segmenter a mask
+PER_SET = 24  # requests of one case and target in a sample: every pair costs the segmenter a mask
 THRESHOLDS = (0.74, 0.76, 0.78, 0.8, 0.82, 0.85, 0.88, 0.92)
 MARGINS = (1e-4, 0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.045)
 """Values that `Bench.fitted` chooses from."""
@@ -105,8 +105,8 @@ class Bench:
         sides = [[r.id for r in chosen if (r.target is None) is absent] for absent in (False, True)]
 
         def gain(threshold: float, margin: float) -> float:
-            present, absent = (
-                _mean([tops[i][2] if i in tops and tops[i][0] >= threshold and tops[i][1] >= margin else 0.0 for i in side])
+            present, absent = (  # of fewer than ENOUGH none counts more than it would among so many
+                sum(tops[i][2] for i in side if i in tops and tops[i][0] >= threshold and tops[i][1] >= margin) / max(len(side), ENOUGH)
                 for side in sides
             )
             return present + absent if absent >= -MOST_DRAWN else -math.inf
@@ -154,11 +154,10 @@ class Bench:
         """The share of the requests that would be shown the skill that mean what it says; 0 where there are none."""
         return _mean([float(self.plain[r.id].truth.casefold() == skill.leads_to) for r in self.fitting(skill)])
 
-    def test(self, skill: Skill, rule: Rule, number: int, taught_by: Collection[str]) -> Acceptance | None:
-        """The paired comparison on requests that would be shown the skill; None when fewer than `fewest` would. Half of them hold the
-        skill's own words, where so many do: a gain in either half is enough when the other loses nothing. Of the others those in another
-        language than training's come first, and of these those that hold no phrase of any skill (taught_by: ids of those that do). A skill
-        that does harm at once is not tried to the end."""
+    def tried(self, skill: Skill, rule: Rule, taught_by: Collection[str]) -> Trial:
+        """The paired comparison on requests that would be shown the skill. Half of them hold its own words, where so many do. Of the
+        others those in another language than training's come first, and of these those that hold no phrase of any skill (taught_by: ids of
+        those that do). A skill that does harm at once is not tried to the end."""
 
         def familiar(request: Request) -> int:
             return 2 * (request.language_split in self._known) + (request.id in taught_by)
@@ -167,8 +166,6 @@ class Bench:
         own, others = ([r for r in mixed if says(r.text, skill) == said] for said in (True, False))
         half = min(len(own), max(rule.tests // 2, rule.tests - len(others)))
         fitting = [*others[: rule.tests - half], *own[:half]]
-        if len(fitting) < rule.fewest:
-            return None
         alone = Always(self._skills[skill.id])
         gains: list[float] = []
         for start in range(0, len(fitting), TOGETHER):
@@ -176,17 +173,36 @@ class Bench:
             gains += [o.dice - self.plain[o.request].dice for o in self._arena.run(part, alone)]
             if len(gains) >= rule.fewest and lower_bound([-g for g in gains], rule.confidence) > 0:
                 break
-        tried = fitting[: len(gains)]
-        low = proven(gains, [says(r.text, skill) for r in tried], rule)
+        return Trial(skill, tuple(fitting[: len(gains)]), tuple(gains))
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A skill, the requests that it was tried on and what each gained."""
+
+    skill: Skill
+    requests: tuple[Request, ...]
+    gains: tuple[float, ...]
+
+    def verdict(self, rule: Rule, number: int, low: float | None = None) -> Acceptance:
+        """What the audit keeps. low: the bound of trials that this one was judged together with; its own by default: a gain in either half
+        of the requests, with and without the skill's own words, is enough when the other loses nothing."""
+        own = [says(r.text, self.skill) for r in self.requests]
         return Acceptance(
-            len(gains),
-            round(_mean(gains), 6),
-            round(low, 6),
-            round(min(gains), 6),
+            len(self.gains),
+            round(_mean(self.gains), 6),
+            round(proven(self.gains, own, rule) if low is None else low, 6),
+            round(min(self.gains, default=0.0), 6),
             number,
-            sum(not says(r.text, skill) for r in tried),
-            " and ".join(sorted({r.language_split for r in tried if r.language_split})),
+            own.count(False),
+            " and ".join(sorted({r.language_split for r in self.requests if r.language_split})),
         )
+
+
+def together(trials: Sequence[Trial], rule: Rule) -> float:
+    """The lower bound of the mean gain of skills that cannot prove it each for itself; -inf for fewer than `fewest` trials in all."""
+    gains = [gain for trial in trials for gain in trial.gains]
+    return lower_bound(gains, rule.confidence) if len(gains) >= rule.fewest else -math.inf
 
 
 class Always:

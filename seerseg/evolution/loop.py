@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 from seerseg.dataset import Request
-from seerseg.evolution.acceptance import Bench, Rule, holds, sample_of
+from seerseg.evolution.acceptance import Bench, Rule, Trial, holds, sample_of, together
 from seerseg.evolution.arena import Arena, Outcome
 from seerseg.evolution.distillation import Harvest, Telling, Writer, distil, taught
 from seerseg.skills.base import TAUGHT, Acceptance, EmptyBank, Query, Retriever, Skill
@@ -44,7 +44,7 @@ class EvolveSettings:
     rounds: int = 3
     per_round: int = 400
     raw: int = 100
-    bench: int = 600
+    bench: int = 1000
     candidates: int = 60
     tests: int = 24
     minutes: float | None = None
@@ -284,7 +284,7 @@ class SeerLoop:
         taught_by = {request for request, outcome in bench.plain.items() if holds(outcome.text, phrases)}
         promise = {s.id: bench.promise(s) for s in (*waiting, *proposed)}
         queue = sorted((*waiting, *proposed), key=lambda s: (s.status == "candidate", -promise[s.id], s.id))
-        verdicts: list[bool] = []
+        trials: list[Trial] = []
         self._left = 0
         for place, skill in enumerate(queue):
             hopeless = skill.status == "candidate" and promise[skill.id] <= 0
@@ -292,12 +292,30 @@ class SeerLoop:
                 self._left += 1
                 self._leave(number, after, skill, bench, hopeless)
                 continue
-            verdict = bench.test(skill, self.settings.rule, number, taught_by)
-            if verdict is None:
-                after.setdefault(skill.id, skill)
+            trials.append(bench.tried(skill, self.settings.rule, taught_by))
+        return self._judge(number, after, trials, bench)
+
+    def _judge(self, number: int, after: dict[str, Skill], trials: Sequence[Trial], bench: Bench) -> list[bool]:
+        """Whether each skill that was tried is accepted; `after` is changed. Taught words that cannot prove themselves, for there are many
+        names and few requests of each, are judged together: where all of them gain, those that gained are accepted. What has fewer than
+        `fewest` trials and is not accepted waits."""
+        rule, verdicts = self.settings.rule, []
+        proven = {t.skill.id for t in trials if len(t.gains) >= rule.fewest and t.verdict(rule, number).low > 0}
+        unproven = [t for t in trials if t.skill.audit.origin == TAUGHT and t.skill.id not in proven]
+        low = together(unproven, rule)
+        for trial in trials:
+            joint = low > 0 and trial in unproven and sum(trial.gains) > 0
+            verdict = trial.verdict(rule, number, low if joint else None)
+            if len(trial.gains) < rule.fewest and not joint:
+                after.setdefault(trial.skill.id, trial.skill)
                 continue
             verdicts.append(verdict.low > 0)
-            after[skill.id] = self._judged(number, skill, verdict, bench.right(skill))
+            judged = self._judged(number, trial.skill, verdict, bench.right(trial.skill))
+            if joint:
+                judged = replace(
+                    judged, audit=replace(judged.audit, note=f"judged together with {len(unproven) - 1} others in round {number}")
+                )
+            after[trial.skill.id] = judged
         return verdicts
 
     def _leave(self, number: int, after: dict[str, Skill], skill: Skill, bench: Bench, hopeless: bool) -> None:
