@@ -52,10 +52,13 @@ class Unseen(Run):
         if line[0] == "seerseg_evolve":
             line = (*line, "--max_minutes", self.given.evolve_minutes)
             folder = Path(line[line.index("-o") + 1])
-            for memo in folder.with_name(folder.name.removesuffix("_by_meaning")).glob("memo*.jsonl"):
-                folder.mkdir(parents=True, exist_ok=True)
-                if not (folder / memo.name).exists():
+            other = folder.with_name(folder.name.removesuffix("_by_meaning"))
+            if other != folder and not folder.exists():
+                folder.mkdir(parents=True)
+                for memo in other.glob("memo*.jsonl"):
                     shutil.copy(memo, folder)
+                if (other / "masks").is_dir():
+                    shutil.copytree(other / "masks", folder / "masks")
         super().command(what, *line, done=done, allowed=allowed)
 
     def known(self) -> set[str]:

@@ -275,3 +275,41 @@ def test_taught_words_that_cannot_prove_themselves_are_judged_together(tmp_path:
         assert report.accepted == len(found)
         assert all(s.audit.note.startswith("judged together with") for s in found)
         assert all(s.audit.accepted is not None and s.audit.accepted.n == 2 for s in found)
+
+
+def test_masks_are_drawn_once_and_kept(tmp_path: Path) -> None:
+    from seerseg.evolution.masks import KeptMasks
+    from seerseg.prompts import Prompt
+    from seerseg.segmenters.scripted import ScriptedSegmenter
+    from seerseg.volume import Grid, Volume
+
+    asked: list[str] = []
+
+    def draw(volume: Volume, prompt: Prompt) -> np.ndarray:
+        asked.append(str(prompt.text))
+        return volume.array > (10 if prompt.text == "bright" else 999)
+
+    array = np.arange(24, dtype=np.int16).reshape(2, 3, 4)
+    volume, other = (Volume(a, Grid((2, 3, 4), np.diag([2.0, 2, 3, 1])), "CT", "0") for a in (array, array + 1))
+    inner = ScriptedSegmenter({"bright": draw, "none": draw}, identity="counted-1")
+    prompts = [Prompt(text="bright"), Prompt(text="none"), Prompt(text="unknown thing")]
+    first = KeptMasks(inner, tmp_path / "masks").segment(volume, prompts)
+    again = KeptMasks(inner, tmp_path / "masks").segment(volume, prompts)
+    assert asked == ["bright", "none"], "what was drawn is not drawn again"
+    for one, two in zip(first, again, strict=True):
+        assert (one.prompt, one.status, one.presence, one.message, one.nearest) == (
+            two.prompt,
+            two.status,
+            two.presence,
+            two.message,
+            two.nearest,
+        )
+        assert (one.mask is None) == (two.mask is None)
+        if one.mask is not None and two.mask is not None:
+            np.testing.assert_array_equal(one.mask.array, two.mask.array)
+    KeptMasks(inner, tmp_path / "masks").segment(other, prompts[:1])
+    assert asked[2:] == ["bright"], "another scan is another mask"
+    for path in (tmp_path / "masks").iterdir():
+        path.write_bytes(b"torn")
+    assert KeptMasks(inner, tmp_path / "masks").segment(volume, prompts[:1])[0].status == "ok"
+    assert asked[3:] == ["bright"]

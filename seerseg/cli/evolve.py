@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from seerseg.evolution.loop import Round, SeerLoop
     from seerseg.evolution.writer import LessonWriter
     from seerseg.planning import Plans
+    from seerseg.segmenters.base import Segmenter
 
 MODES = ("frozen", "transductive")
 ACCEPT_IN = ("val", "own")
+MASKS = "masks"
 
 
 @command("seerseg_evolve", epilog="Examples: seerseg_evolve 4 0 --rounds 3 | seerseg_evolve 4 0 -m MODEL | seerseg_predict ... --bank DIR")
@@ -174,6 +176,7 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
     progress = _Shown()
     memos = sorted(folder.glob("memo*.jsonl"))
     suffix = f"_part{given['part_id']}" if given["num_parts"] > 1 else ""
+    model.segmenter = _keeping(model.segmenter, folder / MASKS)
     words = Model(model.spec, reasoner_given=load_reasoner("verbatim"), segmenter_given=model.segmenter)
     arena = StoreArena(dataset, stored / name, model, memo=folder / f"memo{suffix}.jsonl", read_also=memos, progress=progress.step)
     verbatim = StoreArena(dataset, stored / name, words, memo=folder / f"memo_raw{suffix}.jsonl", read_also=memos)
@@ -207,6 +210,14 @@ def _loop(given: dict[str, Any]) -> tuple[SeerLoop, Path]:
 
         made.encoder = SentenceEncoder(Path(given["encoder"]), device=model.device)
     return made, folder
+
+
+def _keeping(segmenter: Segmenter, folder: Path) -> Segmenter:
+    """The segmenter, whose masks are kept in memory and in a folder."""
+    from seerseg.evolution.masks import KeptMasks
+    from seerseg.segmenters.cache import CachedSegmenter
+
+    return CachedSegmenter(KeptMasks(segmenter.wrapped if isinstance(segmenter, CachedSegmenter) else segmenter, folder))
 
 
 def _in_validation_language(dataset: RawDataset, splits: Splits, fold: int, plans: Plans, own: list[Request]) -> list[Request]:
