@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -290,3 +291,81 @@ def test_a_pair_may_be_answered_where_both_sides_are_listed() -> None:
     assert Targets(("left lung", "liver"), closed=True).resolve("lungs") is None
     assert both.resolve("kidneys") is None
     assert both.resolve("left lung") == "left lung"
+
+
+class Halves(Painter):
+    """Draws a slice for each name by its length, and nothing of some."""
+
+    def _one(self, volume: Volume, prompt: Prompt) -> Segmentation:
+        found = super()._one(volume, prompt)
+        if found.mask is None or found.status == "empty":
+            return found
+        array = np.zeros(volume.grid.shape_zyx, bool)
+        array[0 if prompt.text == "anterior hippocampus" else 4] = True
+        return Segmentation(prompt, "ok", Mask(array, volume.grid), presence=0.6, seconds=1.0)
+
+
+PARTS = Targets(("Anterior hippocampus", "posterior hippocampus"), closed=True)
+
+
+def test_a_whole_is_drawn_as_its_listed_pieces() -> None:
+    halves = Halves()
+    teller = Teller({"all of it": [said("Hippocampus")], "the head": [said("anterior hippocampus")]})
+    whole, head = solve(
+        VIEWS, VOLUME, ["all of it", "the head"], protocol=SeerProtocol(), reasoner=teller, segmenter=Split(halves), targets=PARTS
+    )
+    assert (whole.status, whole.target, whole.presence) == ("ok", "hippocampus", 0.6)
+    assert whole.mask is not None
+    assert whole.mask.name == "hippocampus"
+    assert sorted({int(z) for z in np.nonzero(whole.mask.array)[0]}) == [0, 4]
+    assert "Drawn as its pieces: Anterior hippocampus, posterior hippocampus." in whole.message
+    assert head.mask is not None
+    assert sorted({int(z) for z in np.nonzero(head.mask.array)[0]}) == [0]
+    assert halves.calls == [3], "one call for all of a case"
+
+
+class Split:
+    """Names in lower case for `Halves`."""
+
+    def __init__(self, halves: Halves) -> None:
+        self._halves, self.capabilities, self.card = halves, halves.capabilities, halves.card
+
+    def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
+        return [
+            replace(s, prompt=p)
+            for s, p in zip(self._halves.segment(volume, [replace(p, text=str(p.text).casefold()) for p in prompts]), prompts, strict=True)
+        ]
+
+
+def test_what_is_a_whole_of_the_listed_names() -> None:
+    assert PARTS.resolve("hippocampal formation") == "hippocampus"
+    assert PARTS.pieces("hippocampus") == ("Anterior hippocampus", "posterior hippocampus")
+    assert PARTS.pieces("anterior hippocampus") == ()
+    assert Targets(("anterior hippocampus",), closed=True).resolve("hippocampus") is None
+    assert Targets(("anterior hippocampus", "posterior hippocampus")).pieces("hippocampus") == (), "an open list is no list of pieces"
+    assert Targets(("hippocampus", "anterior hippocampus"), closed=True).pieces("hippocampus") == ()
+    both = Targets(("left lung", "right lung"), closed=True)
+    assert both.pieces("lungs") == (), "segmenters take pairs by their own word"
+
+
+@pytest.mark.parametrize(("listed", "status"), [("unknown", "unsupported"), ("ghost", "ok")])
+def test_a_piece_that_cannot_be_drawn_spoils_the_whole_and_an_empty_one_does_not(listed: str, status: str) -> None:
+    class Odd(Painter):
+        def _one(self, volume: Volume, prompt: Prompt) -> Segmentation:
+            return super()._one(volume, replace(prompt, text=listed if prompt.text == "posterior hippocampus" else prompt.text))
+
+    targets = Targets(("anterior hippocampus", "posterior hippocampus"), closed=True)
+    teller = Teller({"all": [said("hippocampus")]})
+    (episode,) = solve(VIEWS, VOLUME, ["all"], protocol=SeerProtocol(), reasoner=teller, segmenter=Odd(), targets=targets)
+    assert (episode.status, episode.target) == (status, "hippocampus")
+    assert (episode.mask is None) == (status == "unsupported")
+
+
+def test_a_dialogue_of_several_turns_is_about_one_listed_name() -> None:
+    class Naming(Clicker):
+        def read(self, reply: str, views: CaseViews) -> Answer | Fault:
+            return Answer(target="hippocampus", prompt=Prompt(text="hippocampus"), done=True)
+
+    dialogue = Dialogue(VIEWS, "q", Naming(), targets=PARTS)
+    assert dialogue.step("anything")
+    assert dialogue.fault is not None

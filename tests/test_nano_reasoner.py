@@ -112,6 +112,22 @@ def test_answers_are_among_the_listed_names(nano: NanoReasoner, chest: CaseViews
         assert set(answers(nano, chest, asked, names)) <= {*names, *wholes, "absent"}
 
 
+def test_it_weighs_the_listed_names(nano: NanoReasoner, chest: CaseViews) -> None:
+    asked = ["left lung", "lft lung", "asdf", "left or right kidney", "the lungs"]
+    for names in (CHEST, ()):
+        weighed = nano.weigh([PROTOCOL.opening(chest, text, (), names) for text in asked])
+        assert all(sum(w.share for w in found) == pytest.approx(1.0, abs=1e-5) for found in weighed)
+        assert all([w.share for w in found] == sorted((w.share for w in found), reverse=True) for found in weighed)
+        answered = [[normalise_name(w.reply.split("<answer>")[1].split("<")[0]) for w in found] for found in weighed]
+        assert all(len(set(found)) == len(found) for found in answered)
+        if names:
+            assert answered[0][0] == "left lung"
+            assert weighed[0][0].share > 0.5
+            assert all({*map(normalise_name, names), "absent"} <= set(found) for found in answered)
+        else:
+            assert all(len(found) == 1 for found in weighed), "without a list there is nothing to weigh"
+
+
 def test_a_whole_means_a_part_where_only_parts_are_listed() -> None:
     assert _wider("hippocampus", ("anterior hippocampus", "posterior hippocampus"))
     assert _wider("left hippocampus", ("anterior hippocampus", "posterior hippocampus"))
@@ -120,9 +136,10 @@ def test_a_whole_means_a_part_where_only_parts_are_listed() -> None:
 
 
 def test_likelihoods_are_those_of_the_plain_forward(nano: NanoReasoner, chest: CaseViews) -> None:
-    asked = nano.encode(PROTOCOL.opening(chest, "the left lung", (), CHEST))
+    opening = PROTOCOL.opening(chest, "the left lung", (), CHEST)
+    asked = nano.encode(opening)
     replies = ["<evidence>CT of the chest</evidence><rationale>left lung</rationale><answer>left lung</answer>", "no"]
-    found = nano._likelihoods(asked, replies)
+    found = nano.likelihoods(opening, replies)
     for text, score in zip(replies, found, strict=True):
         said = nano.encode_reply(text)
         ids = torch.tensor([asked.ids + said])

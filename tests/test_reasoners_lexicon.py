@@ -262,3 +262,29 @@ def test_a_request_takes_milliseconds() -> None:
 )
 def test_everyday_words_are_abbreviations_only_where_so_written(text: str, answer: str) -> None:
     assert LEXICON.decide(text, (), modality="MR").answer == answer
+
+
+@pytest.mark.parametrize(
+    ("request_text", "names", "meant"),
+    [
+        ("hippocampal head 3D", HIPPOCAMPUS, "anterior hippocampus"),  # "3D" is no way to write "ED"
+        ("Annotation request no. 14: hippocampal head.", HIPPOCAMPUS, "anterior hippocampus"),  # a number, not a refusal
+        ("listen please outline the hypo campal head okay thanks", HIPPOCAMPUS, "anterior hippocampus"),
+        ("no head, the hippocampus without it", HIPPOCAMPUS, "posterior hippocampus"),
+        ("the caudal end of the spleen", ("spleen", "hippocampal tail"), "spleen"),  # no slip of "cauda"
+        ("k1dney left", ("left kidney", "right kidney"), "left kidney"),
+    ],
+)
+def test_words_that_were_once_misread(request_text: str, names: tuple[str, ...], meant: str) -> None:
+    assert answer(request_text, names) == meant
+
+
+def test_it_weighs_what_it_knows() -> None:
+    asked = [contract.dialogue(text, targets=HIPPOCAMPUS) for text in ("hippocampal head", "the hippocampus", "the gizmo", "the spleen")]
+    known, whole, unknown, elsewhere = LEXICON.weigh(asked)
+    told = [[(w.reply.split("<answer>")[1].split("<")[0], w.share) for w in found] for found in (known, whole, elsewhere)]
+    assert told[0] == [("anterior hippocampus", 1.0)]
+    assert sorted(told[1]) == [(name, pytest.approx(1 / 3)) for name in ("anterior hippocampus", "hippocampus", "posterior hippocampus")]
+    assert told[2] == [("absent", 1.0)]
+    assert unknown == [], "of words that it does not know it has no opinion"
+    assert LEXICON.reply(asked)[0][0] == known[0].reply

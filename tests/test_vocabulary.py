@@ -166,6 +166,29 @@ def test_sides_numbers_and_pairs_are_made_from_one_entry() -> None:
     assert VOCABULARY["heart left ventricle"].twin == "heart right ventricle"
 
 
+def test_a_structure_is_put_together_from_its_pieces() -> None:
+    lobes = ("right lung upper lobe", "right lung middle lobe", "right lung lower lobe")
+    assert VOCABULARY.pieces("hippocampus", {"anterior hippocampus", "posterior hippocampus"}) == (
+        "anterior hippocampus",
+        "posterior hippocampus",
+    )
+    assert VOCABULARY.pieces("lungs", {"left lung", *lobes}) == ("left lung", *lobes)
+    assert VOCABULARY.pieces("lungs", {"left lung", *lobes, "lungs"}) == ("lungs",)
+    assert VOCABULARY.pieces("lungs", {"left lung", *lobes[:2]}) == ()
+    assert VOCABULARY.pieces("no such thing", {"left lung"}) == ()
+    assert VOCABULARY.wholes("hippocampal tail") == ("posterior hippocampus", "hippocampus")
+    assert VOCABULARY.wholes("left kidney") == ("kidneys",)
+    assert VOCABULARY.wholes("hippocampus") == ()
+
+
+def test_whatever_is_made_of_pieces_can_be_drawn_from_them_and_is_above_them() -> None:
+    for entry in VOCABULARY:
+        if entry.made_of:
+            assert set(VOCABULARY.pieces(entry.name, entry.made_of)) == set(entry.made_of)
+            assert all(entry.name in VOCABULARY.wholes(piece) for piece in entry.made_of)
+            assert entry.name not in VOCABULARY.wholes(entry.name), "a structure is no piece of itself"
+
+
 def test_an_abbreviation_keeps_all_it_can_mean() -> None:
     meant = {candidate.entry.base for candidate in VOCABULARY.lookup("LV")}
     assert {"heart left ventricle", "lateral ventricle"} <= meant
@@ -275,6 +298,12 @@ def test_texts_are_chosen_by_kind_and_language_split(tmp_path: Path) -> None:
         ({"name": "liver", "synonyms": ["segment {n}"]}, "need 'each'"),
         ({"name": "rib {n}", "each": [1, 2], "synonyms": ["rib {number}"]}, "need 'each'"),
         ({"name": "liver", "part_of": "torso"}, "part_of 'torso', which is no structure"),
+        ({"name": "liver", "made_of": ["caudate lobe"]}, "made_of 'caudate lobe', which is no other structure"),
+        ({"name": "liver", "made_of": ["liver"]}, "made_of 'liver', which is no other structure"),
+        ({"name": "liver", "made_of": "lobes"}, "made_of = lobes; it is a list of names"),
+        ({"name": "liver", "made_of": {"left": []}}, "by left, right and both"),
+        ({"name": "lung", "sides": True, "made_of": ["lobe"]}, "by left, right and both"),
+        ({"name": "lung", "sides": True, "made_of": {"top": ["lobe"]}}, "by left, right and both"),
         ({"name": "liver", "sides": "yes"}, "sides = 'yes'"),
         ({"name": "liver", "lies": "up"}, "lies on 'up'"),
         ({"name": "lung", "sides": True, "lies": "left"}, "a paired one has no 'lies'"),

@@ -50,7 +50,13 @@ _SHOWN_LINES = 8
 @option("--overlay", is_flag=True, help="Also write <case>.png, slices with the masks on them.")
 @option("--report", "html", is_flag=True, help="Also write report.html: everything asked, answered and drawn, with the pictures.")
 @option("--consensus", type=click.IntRange(1), default=1, metavar="N", help="Read each request N times; keep the mask most agree with.")
-@option("--abstain_below", type=click.FloatRange(0, 1), default=0.0, help="With --consensus: agreement under which nothing is drawn.")
+@option(
+    "--decide",
+    type=click.Choice(["likeliest", "expected_dice"]),
+    default="likeliest",
+    help="expected_dice: keep the mask that can be expected to fit best, pieces of one structure together where either may be meant.",
+)
+@option("--abstain_below", type=click.FloatRange(0, 1), default=0.0, help="Agreement (expected Dice) under which nothing is drawn.")
 @option("--second_reading", is_flag=True, help="Where mask and answer disagree (--protocol seerseg), ask once more; keep what fits better.")
 @option("--overwrite", is_flag=True, help="Do cases again that are done. Default: continue.")
 @option("--continue_prediction", is_flag=True, help="The default; taken because nnU-Net's users type it.")
@@ -146,7 +152,7 @@ def _predictor(given: dict[str, Any]) -> Predictor:
         accept_license=given["accept_license"],
         seed=given["seed"],
         bank=_bank(given, folder),
-        consensus=ConsensusSettings(given["consensus"], given["abstain_below"]),
+        consensus=ConsensusSettings(given["consensus"], given["abstain_below"], given["decide"]),
         second_reading=given["second_reading"],
     )
     if given["bank_mode"] == "online":

@@ -62,8 +62,8 @@ class CommitteeReasoner:
             if greedy:
                 out.append([found[0].reply])
                 continue
-            drawn = random.Random(f"{seed}/{number}").choices([w.reply for w in found], [w.share for w in found], k=samples)
-            out.append(drawn)
+            drawing = random.Random(f"{seed}/{dialogues[number][-1].text}")
+            out.append(drawing.choices([w.reply for w in found], [w.share for w in found], k=samples))
         return out
 
 

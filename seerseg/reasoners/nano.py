@@ -23,7 +23,7 @@ from seerseg.protocols.base import ABSENT
 from seerseg.protocols.messages import Message
 from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import ReasonerCard, Weighed
-from seerseg.reasoners.decoding import Decoding, Encoded
+from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
 from seerseg.reasoners.vlm_loading import SHIPPED as SHIPPED_MODELS
 from seerseg.reasoners.vlm_loading import find
@@ -60,19 +60,13 @@ class NanoReasoner(VlmReasoner):
 
     def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
         """`samples` replies per dialogue, in order; answers are among the listed names where there is a list."""
-        import torch
-
         written = super().reply(dialogues, samples, seed)
-        with torch.inference_mode():
-            return [[self._listed(d, text) for text in texts] for d, texts in zip(dialogues, written, strict=True)]
+        return [[self._listed(d, text) for text in texts] for d, texts in zip(dialogues, written, strict=True)]
 
     def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
         """How likely every listed name, "absent" and the whole that was written are; where no names are listed the reply alone."""
-        import torch
-
         written = super().reply(dialogues)
-        with torch.inference_mode():
-            return [self._weighed(d, texts[0]) for d, texts in zip(dialogues, written, strict=True)]
+        return [self._weighed(d, texts[0]) for d, texts in zip(dialogues, written, strict=True)]
 
     def _weighed(self, dialogue: Sequence[Message], reply: str) -> list[Weighed]:
         choice = _Choice.of(dialogue, reply)
@@ -82,7 +76,7 @@ class NanoReasoner(VlmReasoner):
         replies |= {ABSENT: choice.absent()}
         if choice.listed or choice.whole:
             replies[choice.wanted] = reply
-        found = zip(replies, self._likelihoods(self.encode(dialogue), list(replies.values())), strict=True)
+        found = zip(replies, self.likelihoods(dialogue, list(replies.values())), strict=True)
         scores = [(score - (MISSED if answer == ABSENT else 0.0)) / DOUBT for answer, score in found]
         weights = [math.exp(score - max(scores)) for score in scores]
         made = [Weighed(text, weight / sum(weights)) for text, weight in zip(replies.values(), weights, strict=True)]
@@ -93,43 +87,11 @@ class NanoReasoner(VlmReasoner):
         if choice is None or choice.listed or choice.whole:
             return reply
         replies = [choice.saying(name) for name in choice.names]
-        own, *scores = self._likelihoods(self.encode(dialogue), [reply, *replies])
+        own, *scores = self.likelihoods(dialogue, [reply, *replies])
         best = max(range(len(scores)), key=scores.__getitem__, default=None)
         if best is None or (scores[best] < own - MARGIN and not _wider(choice.wanted, choice.names)):
             return choice.absent()
         return replies[best]
-
-    def _likelihoods(self, asked: Encoded, replies: Sequence[str]) -> list[float]:
-        """Log-likelihood of each reply after one dialogue, whose cache they share."""
-        import torch
-
-        device = self.model.device
-        given = {name: value.to(device) for name, value in asked.images.items()}
-        given |= {name: torch.tensor([kind[:-1]], device=device) for name, kind in asked.kinds.items()} if given else {}
-        if "pixel_values" in given:
-            given["pixel_values"] = given["pixel_values"].to(self.model.dtype)
-        ids = torch.tensor([asked.ids[:-1]], device=device)
-        first = self.model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=True, logits_to_keep=1, **given)
-        shift = int(self.model.model.rope_deltas[0]) if given else 0
-        self.model.model.rope_deltas = None
-        before = ids.shape[1]
-        out: list[float] = []
-        for start in range(0, len(replies), _MAX_BATCH):
-            tails = [[asked.ids[-1], *self.encode_reply(text)] for text in replies[start : start + _MAX_BATCH]]
-            longest = max(map(len, tails))
-            tokens = torch.tensor([tail + [self.pad_token_id] * (longest - len(tail)) for tail in tails], device=device)
-            positions = (torch.arange(longest, device=device) + before + shift).expand(3, len(tails), -1)
-            cache = _repeated(first.past_key_values, len(tails))
-            logits = self.model(
-                input_ids=tokens,
-                attention_mask=torch.ones((len(tails), before + longest), dtype=torch.long, device=device),
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            steps = logits[:, :-1].float().log_softmax(-1).gather(-1, tokens[:, 1:, None])[..., 0].cpu()
-            out += [float(row[: len(tail) - 1].sum()) for row, tail in zip(steps, tails, strict=True)]
-        return out
 
 
 @dataclass(frozen=True)
@@ -178,14 +140,6 @@ def _wider(answer: str, names: Sequence[str]) -> bool:
     sides = {"left", "right"}
     said = set(answer.split()) - (set() if any(sides & words for words in listed) else sides)
     return any(said < words for words in listed)
-
-
-def _repeated(cache: Any, rows: int) -> Any:
-    import copy
-
-    made = copy.deepcopy(cache)
-    made.batch_repeat_interleave(rows)
-    return made
 
 
 def _reply(evidence: str, rationale: str, answer: str) -> str:

@@ -98,7 +98,7 @@ def adapted(model: Any, rank: int) -> Any:
 def batch(reasoner: VlmReasoner, group: Group) -> tuple[dict[str, Any], Tensor]:
     """A group as rows of a stock forward, and (rows, length) labels: -100 where nothing is learnt."""
     views = as_views(group.picture, group.modality)
-    rows: list[tuple[list[int], list[int], dict[str, Any]]] = []
+    rows: list[tuple[list[int], list[int], Mapping[str, Any]]] = []
     known: dict[str, Encoded] = {}
     for sample in group.samples:
         asked = reasoner.encode(PROTOCOL.opening(views, sample.text, (), group.names), known)
