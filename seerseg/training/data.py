@@ -44,7 +44,8 @@ Value = TypeVar("Value")
 @dataclass(frozen=True, eq=False)
 class Ground:
     """What every stage stands on. folder: the dataset's preprocessed folder; targets: the names that may be answered, as prediction
-    will list them: labels, then unions of labels that traces name; label_values: name -> values of `dataset.json` whose union it is;
+    will list them: labels, then unions of labels that traces name, but for structures that are
+    drawn as pieces; label_values: name -> values of `dataset.json` whose union it is;
     rows: of the trace file `traces`, None where there is none (GRPO can do without)."""
 
     dataset: RawDataset
@@ -158,6 +159,7 @@ def open_ground(raw: Path, preprocessed: Path, fold: int, plans: Plans, protocol
     for row in rows or ():
         if row.target is not None and row.trace.answer != ABSENT and row.trace.answer not in values:
             values[row.trace.answer] = tuple(sorted({v for label in row.target for v in dataset.labels[label]}))
+    labels = Targets(tuple(dataset.canonical(label) for label in dataset.labels), closed=True)
     return Ground(
         dataset=dataset,
         folder=preprocessed,
@@ -167,7 +169,7 @@ def open_ground(raw: Path, preprocessed: Path, fold: int, plans: Plans, protocol
         protocol=protocol,
         spec=views_of(plans, protocol),
         channel=int(plans.value("views.channel")),
-        targets=Targets(tuple(values), closed=True),
+        targets=Targets(tuple(name for name in values if not labels.pieces(name)), closed=True),
         label_values=values,
         traces=path,
         rows=rows,

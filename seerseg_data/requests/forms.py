@@ -25,12 +25,6 @@ _BARE = re.compile(
     re.IGNORECASE,
 )
 _MANY = frozenset({"rib"})  # one side of these is many
-COMPLETE = {
-    "hippocampus": ("anterior hippocampus", "posterior hippocampus"),
-    "left lung": ("left lung upper lobe", "left lung lower lobe"),
-    "right lung": ("right lung upper lobe", "right lung middle lobe", "right lung lower lobe"),
-}
-"""Wholes that are the union of their parts."""
 
 
 @dataclass(frozen=True)

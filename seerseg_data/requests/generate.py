@@ -18,7 +18,7 @@ from seerseg.dataset.workers import each
 from seerseg.errors import DatasetError, NothingToDoError, SeerSegError, UsageError, did_you_mean
 from seerseg.planning import Plans
 from seerseg.vocabulary import Entry, Vocabulary
-from seerseg_data.requests.forms import COMPLETE, names_of
+from seerseg_data.requests.forms import names_of
 from seerseg_data.requests.styles import PARAPHRASE_STYLES, SPLITS, STYLES, Context, Split, Wording
 from seerseg_data.requests.wording import paraphrase_set, write_request
 
@@ -314,11 +314,10 @@ def unions(dataset: RawDataset, vocabulary: Vocabulary, here: Iterable[str]) -> 
     present = set(here)
     by_entry = {e.name: label for label in dataset.labels if (e := vocabulary.resolve(dataset.canonical(label))) is not None}
     found: list[tuple[str, tuple[str, ...]]] = []
-    wholes = [(entry.name, entry.members) for entry in vocabulary if entry.members] + list(COMPLETE.items())
-    for whole, parts in wholes:
-        labels = tuple(by_entry[p] for p in parts if p in by_entry)
-        if len(labels) == len(parts) and whole not in by_entry and present.issuperset(labels):
-            found.append((whole, labels))
+    for entry in vocabulary:
+        labels = tuple(by_entry[piece] for piece in vocabulary.pieces(entry.name, by_entry))
+        if len(labels) > 1 and present.issuperset(labels):
+            found.append((entry.name, labels))
     return found
 
 

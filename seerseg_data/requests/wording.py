@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from seerseg.errors import UsageError, did_you_mean
 from seerseg.vocabulary import Entry, Vocabulary, words
 from seerseg_data.requests import phrases, templates, voices
-from seerseg_data.requests.forms import COMPLETE, Form, Names, names_of
+from seerseg_data.requests.forms import Form, Names, names_of
 from seerseg_data.requests.phrases import lines, mirrored
 from seerseg_data.requests.slips import CASES, KINDS, POINTS, SHORT, SPEECH, join_words, slip_side, slip_words
 from seerseg_data.requests.styles import FALLBACK_STYLES, PARAPHRASE_STYLES, SPLITS, STYLES, Context, Split, Wording
@@ -247,11 +247,11 @@ class _Writer:
     def _sibling(self) -> tuple[str, str] | None:
         """(whole, the one other part) when the dataset holds the two parts of a whole."""
         entry = self.names.entry(self.target)
-        for whole, parts in COMPLETE.items():
-            if entry.name in parts and len(parts) == 2:
-                other = next(p for p in parts if p != entry.name)
+        for whole in self.names.vocabulary:
+            if entry.name in whole.made_of and len(whole.made_of) == 2:
+                other = next(p for p in whole.made_of if p != entry.name)
                 shown = next((n for n, e in self.names.entries.items() if e.name == other), None)
-                return (whole, shown) if shown is not None else None
+                return (whole.name, shown) if shown is not None else None
         return None
 
     def _along(self) -> Form | None:
