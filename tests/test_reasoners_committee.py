@@ -84,6 +84,18 @@ def test_shares_sum_to_one_and_nothing_is_ruled_out(tables: list[dict[str, float
     assert [w.share for w in found] == sorted((w.share for w in found), reverse=True)
 
 
+def test_who_alone_has_an_opinion_speaks_for_itself() -> None:
+    class Own(Weigher):
+        def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+            return [[said("own rule")] * samples for _ in dialogues]
+
+    both = CommitteeReasoner([Weigher("silent", {}), Own("own", {"q": {"liver": 1.0}})])
+    assert both.reply([contract.dialogue("q"), contract.dialogue("none")], samples=2) == [
+        [said("own rule")] * 2,
+        [said("absent", "silent")] * 2,
+    ]
+
+
 def test_contract() -> None:
     committee = load_reasoner("committee:lexicon,verbatim")
     assert isinstance(committee, WeighingReasoner)
@@ -96,7 +108,8 @@ def test_contract() -> None:
 
 
 def test_samples_are_drawn_by_share() -> None:
-    both = CommitteeReasoner([Weigher("one", {"q": {"liver": 0.7, "spleen": 0.3}}), Weigher("two", {})])
+    even = {"q": {"liver": 0.5, "spleen": 0.5}}
+    both = CommitteeReasoner([Weigher("one", {"q": {"liver": 0.7, "spleen": 0.3}}), Weigher("two", even)])
     (drawn,) = both.reply([contract.dialogue("q")], samples=400, seed=3)
     assert 0.6 < sum("liver" in reply for reply in drawn) / 400 < 0.8
     assert both.reply([contract.dialogue("q")], samples=400, seed=3) == [drawn]

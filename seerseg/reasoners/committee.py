@@ -51,19 +51,24 @@ class CommitteeReasoner:
         return [_together([opinion[number] for opinion in opinions]) for number in range(len(dialogues))]
 
     def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
-        """The likeliest for one sample with seed 0, else drawn by share; where nobody has an opinion, the first member's."""
-        weighed = self.weigh(dialogues)
-        greedy = samples == 1 and seed == 0
-        out = []
-        for number, found in enumerate(weighed):
-            if not found:
-                out.append(self.members[0].reply([dialogues[number]], samples, seed)[0])
+        """The likeliest for one sample with seed 0, else drawn by share. Where one member alone has an opinion it speaks for itself, where
+        none has the first."""
+        opinions = [_opinions(member, dialogues) for member in self.members]
+        out: list[list[str]] = [[] for _ in dialogues]
+        alone: dict[int, list[int]] = {}
+        for number, dialogue in enumerate(dialogues):
+            heard = [place for place, opinion in enumerate(opinions) if opinion[number]]
+            if len(heard) < 2:
+                alone.setdefault(heard[0] if heard else 0, []).append(number)
                 continue
-            if greedy:
-                out.append([found[0].reply])
-                continue
-            drawing = random.Random(f"{seed}/{dialogues[number][-1].text}")
-            out.append(drawing.choices([w.reply for w in found], [w.share for w in found], k=samples))
+            found = _together([opinion[number] for opinion in opinions])
+            drawing = random.Random(f"{seed}/{dialogue[-1].text}")
+            greedy = samples == 1 and seed == 0
+            out[number] = [found[0].reply] if greedy else drawing.choices([w.reply for w in found], [w.share for w in found], k=samples)
+        for place, numbers in alone.items():
+            replies = self.members[place].reply([dialogues[number] for number in numbers], samples, seed)
+            for number, said in zip(numbers, replies, strict=True):
+                out[number] = said
         return out
 
 

@@ -64,14 +64,14 @@ class NanoReasoner(VlmReasoner):
         return [[self._listed(d, text) for text in texts] for d, texts in zip(dialogues, written, strict=True)]
 
     def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
-        """How likely every listed name, "absent" and the whole that was written are; where no names are listed the reply alone."""
+        """How likely every listed name, "absent" and the whole that was written are; no opinion where no names are listed."""
         written = super().reply(dialogues)
         return [self._weighed(d, texts[0]) for d, texts in zip(dialogues, written, strict=True)]
 
     def _weighed(self, dialogue: Sequence[Message], reply: str) -> list[Weighed]:
         choice = _Choice.of(dialogue, reply)
         if choice is None:
-            return [Weighed(reply, 1.0)]
+            return []
         replies = {normalise_name(name): choice.saying(name) for name in choice.names}
         replies |= {ABSENT: choice.absent()}
         if choice.listed or choice.whole:
