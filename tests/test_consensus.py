@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from prediction_cases import make_folder, write_script
 
+from seerseg.cli.predict import predict
 from seerseg.consensus import LEAST_SHARE, ConsensusSettings, expected_best, medoid, reworded
 from seerseg.episode import Episode
 from seerseg.errors import UsageError
@@ -207,3 +213,23 @@ def test_readings_that_cannot_be_weighed_count_alike_and_little_agreement_draws_
     assert (sure.status, int(sure.mask.array.sum())) == ("ok", 16)
     alone = Predictor(Sizes(), Doubtful(), consensus=ConsensusSettings(least=0.7, decide="expected_dice"))  # type: ignore[arg-type]
     assert alone.predict(VOLUME, "64=0.5 1=0.5").message.startswith("What the request may mean agrees too little")
+
+
+def test_as_it_is_typed(tmp_path: Path) -> None:
+    images = make_folder(tmp_path, 1)
+    write_script(tmp_path)
+    line = ["-i", str(images), "-o", str(tmp_path / "out"), "--segmenter", f"scripted:{tmp_path / 'script.json'}", "-device", "cpu"]
+    line += ["--reasoner", "lexicon", "--prompt", "outline the livr"]
+
+    def record(*more: str) -> tuple[Any, float]:
+        done = CliRunner().invoke(predict, [*line, *more], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        made = tmp_path / "out" / "case0.json"
+        return json.loads(made.read_text())["requests"][0]["consensus"], made.stat().st_mtime_ns
+
+    plain, before = record()
+    assert plain is None
+    weighed, after = record("--decide", "expected_dice")
+    assert weighed == {"agreement": 1.0, "readings": [{"text": "outline the livr", "answer": "liver", "share": 1.0}]}
+    assert after > before, "masks that were decided otherwise are not taken for these"
+    assert record("--decide", "expected_dice") == (weighed, after)

@@ -91,6 +91,20 @@ def test_the_masks_are_the_same_elsewhere(home: Path, tmp_path: Path) -> None:
     assert isinstance(open_model(installed).reasoner, NanoReasoner)
 
 
+def test_how_skills_are_found_travels_with_the_bank(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(em.fold_folder(home / "results"), folder)
+    (folder / "bank" / "retrieval").mkdir()
+    (folder / "bank" / "retrieval" / "tiny-1.json").write_text('{"schema": 1, "fitted": []}')
+    (folder / "bank" / "masks").mkdir()
+    (folder / "bank" / "masks" / "0.npz").write_bytes(b"what evolution drew")
+    run(export, "-m", folder, "-o", tmp_path / "m.zip")
+    with zipfile.ZipFile(tmp_path / "m.zip") as file:
+        names = set(file.namelist())
+    assert "bank/retrieval/tiny-1.json" in names
+    assert not any(name.startswith("bank/masks") for name in names)
+
+
 def test_what_is_packed(packed: Path, home: Path) -> None:
     with zipfile.ZipFile(packed) as file:
         names = file.namelist()
