@@ -9,8 +9,9 @@
 A run may be parted (`--part 0 --parts 3`, each with its `--rows FILE`); `--read FILE ...` prints the table of such files.
 
 `box, clicks`: the target's box on its largest axial slice (edges jittered by 4 % of its side), then four clicks, each at the deepest point
-of the largest error; every click is kept, whether it helped or not. `words, clicks`: the words first, then four clicks. A row is one
-structure; intervals are 95 %, by bootstrap over subjects. `gain` is the last turn less the words.
+of the largest error; every click is kept, whether it helped or not. `words, clicks`: the words first, then four clicks; `words and box,
+clicks`: both at once, then four clicks. A row is one structure; intervals are 95 %, by bootstrap over subjects. `last less words` is the
+last turn less the words alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -88,18 +90,22 @@ def phantoms(options: argparse.Namespace) -> Iterator[Case]:
                 yield f"{kind} {seed}", f"{kind} {seed}", name, volume, drawn.mask(name)
 
 
-def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imperfect: float) -> list[float]:
-    """Dice after each turn; a user who is content stays so."""
+Boxes = tuple[Any, ...]
+
+
+def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imperfect: float) -> tuple[list[float], Boxes]:
+    """Dice after each turn, and the box that was given; a user who is content stays so."""
     expert = Expert(imperfect=imperfect, most_prompts=TURNS, least_gain=-1.0, tries=1)
     shown = demonstrate(volume, truth, segmenter, axis=0, rng=np.random.default_rng(seed), expert=expert)
     row = [turn.dice for turn in shown.turns if turn.prompt is not None]
-    return [*row, *[row[-1]] * (TURNS - len(row))] if row else [0.0] * TURNS
+    given = next((turn.prompt.boxes for turn in shown.turns if turn.prompt is not None), ())
+    return [*row, *[row[-1]] * (TURNS - len(row))] if row else [0.0] * TURNS, given
 
 
-def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str, turns: int = TURNS) -> list[float]:
-    """The words, then clicks up to so many turns, also where the words found nothing."""
+def from_words(segmenter: Segmenter, volume: Volume, truth: Bool, words: str, turns: int = TURNS, boxes: Boxes = ()) -> list[float]:
+    """The words, with boxes where there are any, then clicks up to so many turns, also where the words found nothing."""
     session = segmenter.session(volume)
-    found = session.add(Prompt(text=words)).mask
+    found = session.add(Prompt(text=words, boxes=boxes)).mask
     assert found is not None
     row = [dice(found.array, truth) or 0.0]
     while len(row) < turns:
@@ -127,7 +133,7 @@ def summary(rows: dict[str, list[list[float]]]) -> list[str]:
 
 @dataclass(frozen=True)
 class Line:
-    """One structure of one case: Dice after each turn, from a box and from the words (None where the segmenter takes none)."""
+    """One structure of one case: Dice after each turn, from a box, from the words, from both (None where words are not taken)."""
 
     subject: str
     case: str
@@ -136,6 +142,7 @@ class Line:
     worded: list[float] | None
     cpu_s: float
     """Of the five turns from a box, the expert's own work included."""
+    both: list[float] | None = None
 
 
 def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Namespace) -> Iterator[Line]:
@@ -144,7 +151,7 @@ def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Names
         if number // 2 % options.parts != options.part:
             continue
         started = time.process_time()
-        boxed = from_box(segmenter, volume, truth, number, options.imperfect)
+        boxed, boxes = from_box(segmenter, volume, truth, number, options.imperfect)
         spent = time.process_time() - started
         able = segmenter.capabilities.text != "none" and not options.no_words
         line = Line(
@@ -154,6 +161,7 @@ def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Names
             boxed,
             from_words(segmenter, volume, truth, words, 1 if options.words_once else TURNS) if able else None,
             spent,
+            from_words(segmenter, volume, truth, words, boxes=boxes) if able and boxes and not options.words_once else None,
         )
         print(f"{case} {words}: box {shown(line.boxed)}" + (f"; words {shown(line.worded)}" if line.worded else ""), flush=True)
         yield line
@@ -171,6 +179,10 @@ def report(lines: list[Line]) -> None:
         rows[line.words, "box, clicks"][line.subject].append([*line.boxed, line.boxed[-1] - line.boxed[0], line.boxed[-1] - first])
         if line.worded and len(line.worded) == TURNS:
             rows[line.words, "words, clicks"][line.subject].append([*line.worded, line.worded[-1] - first, line.worded[-1] - first])
+        if line.both:
+            rows[line.words, "words and box, clicks"][line.subject].append(
+                [*line.both, line.both[-1] - line.both[0], line.both[-1] - first]
+            )
     heads = ["structure", "prompts", "n of subjects", *(f"turn {k + 1}" for k in range(TURNS)), "last less first", "last less words"]
     print("\n| " + " | ".join(heads) + " |\n|" + "---|" * len(heads))
     for (words, way), by_subject in sorted(rows.items()):
