@@ -266,7 +266,7 @@ def test_shapes_are_read_without_weights(tiny: Source) -> None:
 
 def test_tokens_that_were_never_learnt_are_told_apart_before_training() -> None:
     """Nano has marks for the fixed parts of other protocols' replies, which no text it learnt from has: their embeddings are one and the
-    same, so a reply with boxes cannot be learnt. Those alone are drawn anew, and once."""
+    same, so that one is taken for another. Those alone are drawn anew, and once."""
     reasoner = load_reasoner("nano")
     table = reasoner.model.get_input_embeddings().weight
     before = table.detach().clone()

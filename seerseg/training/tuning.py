@@ -186,8 +186,8 @@ def wake(model: Any, tokens: Iterable[int], seed: int) -> int:
     """Draw the embeddings of those of these tokens anew that all but equal another token's, from the spread of the others'; how many were.
 
     A row that no text ever had ends where all such rows do: pushed away from every reply, and alike, so that tokens that are to be
-    learnt are one token at first, read and written. Nano's marks of the fixed parts of replies were so: after 160 replies with boxes it
-    still took one for another, and none could be read.
+    learnt are one token at first, read and written. Nano's marks of the fixed parts of replies are so; drawn anew, the loss of the first
+    40 updates lies 0.09 to 0.2 lower (medvol-r1).
     """
     import torch
 
