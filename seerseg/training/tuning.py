@@ -210,7 +210,7 @@ def wake(model: Any, tokens: Iterable[int], seed: int) -> int:
             if len(known) < _ENOUGH_ROWS:
                 continue
             noise = torch.randn((int(alike.sum()), table.shape[1]), generator=rng, dtype=table.dtype)
-            table[used[alike]] = known.mean(0) + known.std(0) * noise
+            table[used[alike]] = known.mean(0) + known.std(0) * noise.to(table.device)
             drawn = max(drawn, len(noise))
     return drawn
 
