@@ -200,6 +200,7 @@ class Run:
         if self.given.encoder is not None:
             bank = self.bank(model, encoder=self.given.encoder)
             add(f"{name} + SEER-Loop by meaning", model, free, bank)
+            add(f"{name} + SEER-Loop by meaning, by expected Dice", model, free, bank, consensus=EXPECTED)
         if self.given.readings > 1:
             add(
                 f"{name} + SEER-Loop + consensus of {self.given.readings}",
