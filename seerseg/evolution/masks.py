@@ -16,30 +16,17 @@ import numpy as np
 from seerseg.errors import OutputError
 from seerseg.paths import write_atomically
 from seerseg.prompts import Prompt
-from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session
+from seerseg.segmenters.base import Segmentation, Segmenter, Wrapping
 from seerseg.volume import Mask, Volume
 
 
-class KeptMasks:
+class KeptMasks(Wrapping):
     """A segmenter that keeps what it drew, in `folder`, one small file a mask (packed bits). A file that cannot be read is drawn
     again, and a folder that cannot be written to keeps nothing. Refusals are not kept. Sessions go to the segmenter."""
 
     def __init__(self, segmenter: Segmenter, folder: Path) -> None:
-        self._segmenter, self._folder = segmenter, folder
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The segmenter's own."""
-        return self._segmenter.capabilities
-
-    @property
-    def card(self) -> ModelCard:
-        """The segmenter's own."""
-        return self._segmenter.card
-
-    def session(self, volume: Volume) -> Session:
-        """The segmenter's own session."""
-        return self._segmenter.session(volume)
+        super().__init__(segmenter)
+        self._folder = folder
 
     def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
         """As `Segmenter.segment`; `seconds` of a kept mask is 0."""

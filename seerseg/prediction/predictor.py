@@ -22,7 +22,7 @@ from seerseg.prediction.outputs import Legend
 from seerseg.prompts import Prompt
 from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import Reasoner
-from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session
+from seerseg.segmenters.base import Segmentation, Segmenter, Wrapping
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.skills.base import Retriever
 from seerseg.views import render
@@ -200,31 +200,14 @@ class Predictor:
         return settled
 
 
-class OncePerPrompt:
+class OncePerPrompt(Wrapping):
     """A segmenter that is asked each distinct prompt of a call once; equal prompts share one mask array."""
-
-    def __init__(self, segmenter: Segmenter) -> None:
-        self._segmenter = segmenter
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The segmenter's own."""
-        return self._segmenter.capabilities
-
-    @property
-    def card(self) -> ModelCard:
-        """The segmenter's own."""
-        return self._segmenter.card
 
     def segment(self, volume: Volume, prompts: Sequence[Prompt]) -> list[Segmentation]:
         """As `Segmenter.segment`."""
         distinct = {prompt.key: prompt for prompt in prompts}
         drawn = dict(zip(distinct, self._segmenter.segment(volume, list(distinct.values())), strict=True))
         return [replace(drawn[prompt.key], prompt=prompt) for prompt in prompts]
-
-    def session(self, volume: Volume) -> Session:
-        """The segmenter's own."""
-        return self._segmenter.session(volume)
 
 
 def open_image(

@@ -155,6 +155,27 @@ class Session(Protocol):
         ...
 
 
+class Wrapping:
+    """A segmenter around another, whose capabilities, card and sessions are its own; what differs is `segment`."""
+
+    def __init__(self, segmenter: Segmenter) -> None:
+        self._segmenter = segmenter
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """The other's."""
+        return self._segmenter.capabilities
+
+    @property
+    def card(self) -> ModelCard:
+        """The other's."""
+        return self._segmenter.card
+
+    def session(self, volume: Volume) -> Session:
+        """The other's."""
+        return self._segmenter.session(volume)
+
+
 class RefiningSession:
     """A session for segmenters that take a previous mask: each turn starts from the mask before it. An unsupported turn
     changes nothing. keeps_empty: whether a turn that leaves nothing counts; words_start_anew: whether text or a class name begins

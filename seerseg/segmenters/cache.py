@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from seerseg.errors import SegmenterError
 from seerseg.prompts import Prompt
-from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Segmenter, Session, Status
+from seerseg.segmenters.base import Segmentation, Segmenter, Status, Wrapping
 from seerseg.volume import Mask, Volume
 
 Key = tuple[str, int, str, str]
@@ -52,7 +52,7 @@ class _Answer:
         return OVERHEAD_BYTES + (0 if self.bits is None else self.bits.nbytes) + len(self.message) + len(self.name)
 
 
-class CachedSegmenter:
+class CachedSegmenter(Wrapping):
     """A segmenter that remembers what `segmenter` answered, keyed by (volume.content_hash, volume.channel, card.identity, prompt.key).
 
     Masks are bit-identical to the uncached ones and fresh arrays each time. At most `max_bytes` are held, the least recently used
@@ -63,22 +63,12 @@ class CachedSegmenter:
     def __init__(self, segmenter: Segmenter, *, max_bytes: int = 256 * 2**20) -> None:
         if max_bytes < 0:
             raise SegmenterError(f"The segmenter cache cannot hold {max_bytes} bytes; give 0 or more.")
-        self._segmenter = segmenter
+        super().__init__(segmenter)
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._held: OrderedDict[Key, _Answer] = OrderedDict()
         self._pending: dict[Key, Future[_Answer]] = {}
         self._bytes = self._hits = self._misses = self._evictions = 0
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """The segmenter's own."""
-        return self._segmenter.capabilities
-
-    @property
-    def card(self) -> ModelCard:
-        """The segmenter's own."""
-        return self._segmenter.card
 
     @property
     def wrapped(self) -> Segmenter:
@@ -90,10 +80,6 @@ class CachedSegmenter:
         """Counts since it was made."""
         with self._lock:
             return CacheStatistics(self._hits, self._misses, self._evictions, len(self._held), self._bytes)
-
-    def session(self, volume: Volume) -> Session:
-        """The segmenter's own session."""
-        return self._segmenter.session(volume)
 
     def clear(self) -> None:
         """Forget all answers; counts are kept."""
