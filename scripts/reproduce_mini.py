@@ -255,9 +255,7 @@ class Run:
     def write(self, table: list[dict[str, Any]]) -> None:
         """OUT/table.json and OUT/table.md, after every row."""
         scores = {row["name"]: row["_scores"] for row in table}
-        names = [row["name"] for row in table]
-        pairs = [*pairwise(names[1:])]
-        pairs += [(base, name) for name in names[4:] for base in (FREE, LEXICON, WHOLE) if base in names and (base, name) not in pairs]
+        pairs = compared([row["name"] for row in table])
         differences = [paired(scores, a, b, self.dataset.subject_of) for a, b in pairs]
         write_json(self.out / "table.json", [{k: v for k, v in row.items() if k != "_scores"} for row in table])
         write_json(self.out / "differences.json", differences)
@@ -320,6 +318,14 @@ def summary(name: str, outcomes: Sequence[Outcome], requests: Sequence[Request],
     row |= {"n_absent": len(absent), "absent_right": float(np.mean(absent)) if absent else None}
     row["_scores"] = scores
     return row
+
+
+def compared(names: Sequence[str]) -> list[tuple[str, str]]:
+    """Rows (earlier, later) whose difference is told: neighbours, and every row against each control that the table has. The first row
+    asks otherwise than the others, by label prompts."""
+    controls = [name for name in (FREE, LEXICON, WHOLE) if name in names]
+    pairs = [*pairwise(names[1:])]
+    return pairs + [(one, name) for name in names[1:] if name not in controls for one in controls if (one, name) not in pairs]
 
 
 def headline(row: dict[str, Any], free: dict[str, Any]) -> str:

@@ -50,3 +50,13 @@ def test_differences_are_paired_by_case_and_target() -> None:
     found = mini.paired({r["name"]: r["_scores"] for r in (first, second)}, "first", "second", DATASET.subject_of)
     assert found["worst"][0] == pytest.approx((0.4 + 0.0) / 2)
     assert found["std"][0] == pytest.approx((-0.1 + 0.2) / 2)
+
+
+@pytest.mark.parametrize("controls", [(mini.FREE, mini.LEXICON), (mini.FREE, mini.LEXICON, mini.WHOLE)])
+def test_every_row_is_compared_with_every_control_of_its_table(controls: tuple[str, ...]) -> None:
+    rows = ["bank", "model", "both"]
+    found = mini.compared(["label prompts", *controls, *rows])
+    assert {(control, row) for control in controls for row in rows} <= set(found)
+    assert {("bank", "model"), ("model", "both")} <= set(found)
+    assert len(found) == len(set(found))
+    assert not any("label prompts" in pair for pair in found)
