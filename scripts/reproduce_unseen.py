@@ -36,7 +36,7 @@ LEAST, JUDGED_ON = 0.6, 6
 class Unseen(Run):
     """The same rows on phantoms."""
 
-    name, number = "Dataset910_PhantomLesions", 910
+    name, number, wholes = "Dataset910_PhantomLesions", 910, False
     said = "Drawn CT phantoms of torsos with lesions (exact labels), {split} cases, {split} language, fold {fold}, seed 0, nano segmenter."
 
     def prepare(self) -> None:

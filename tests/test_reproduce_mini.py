@@ -26,7 +26,7 @@ def outcome(request: Request, dice: float) -> Outcome:
 
 def row(name: str, scores: dict[tuple[str, str | None], list[float]]) -> dict:
     requests = [
-        Request(f"{case}{target}{i}", case, "x", (target,) if target else None)
+        Request(f"{case}{target}{i}", case, "x", tuple(target.split("+")) if target else None)
         for (case, target), values in scores.items()
         for i, _ in enumerate(values)
     ]
@@ -42,6 +42,13 @@ def test_a_row_by_hand() -> None:
     assert (made["n_cases"], made["n_requests"], made["n_absent"]) == (3, 6, 3)
     assert made["absent_right"] == pytest.approx(2 / 3)
     assert made["ci95"][0] <= made["mean"] <= made["ci95"][1]
+
+
+def test_wholes_have_a_column_of_their_own() -> None:
+    made = row("x", {("a", "liver"): [0.8, 0.4], ("a", "liver+spleen"): [0.1, 0.3]})
+    assert (made["mean"], made["n_requests"]) == (pytest.approx(0.6), 2)
+    assert (made["wholes_mean"], made["n_wholes"]) == (pytest.approx(0.2), 2)
+    assert row("y", {("a", "liver"): [1.0]})["wholes_mean"] is None
 
 
 def test_differences_are_paired_by_case_and_target() -> None:

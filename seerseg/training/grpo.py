@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from transformers import TrainerCallback
 
-from seerseg.errors import NothingToDoError, UsageError
+from seerseg.errors import NothingToDoError
 from seerseg.quiet import quiet
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.vlm import VlmReasoner
@@ -38,9 +38,10 @@ from seerseg.training.guards import GrpoSettings, check_arguments, check_batch, 
 from seerseg.training.rollout import Job, ParaphraseSet, Rollout, Rollouts, StoredScenes, paraphrase_sets
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
-from seerseg.training.sft import Ended, common_arguments, fitting_names, spread, trl_classes
+from seerseg.training.sft import Ended, common_arguments, fitting_names, trl_classes
 from seerseg.training.stability import Scores, flat_groups, group_rewards, spread_of
 from seerseg.training.tuning import load_trainable
+from seerseg.training.whole import SharedHead, check_gathers, whole
 
 DEFAULT_REWARDS = {"medvol-r1": "medvol-r1/ctorg", "medreasoner": "medreasoner/soft", "medsam-agent": "medsam-agent"}
 VALIDATED_WORDINGS = 8
@@ -218,9 +219,10 @@ def make_trainer(
         train_dataset=_table(order),
         eval_dataset=_table(range(len(val))) if evaluates else None,
         processing_class=loaded.processor,
-        callbacks=list(callbacks),
+        callbacks=[SharedHead(), *callbacks],
     )
     _no_chatter(trainer)
+    check_gathers(trainer)
     if beta and not adapted:
         trainer.keep_reference(beta)
     return trainer
@@ -282,16 +284,11 @@ def _classes() -> tuple[Any, Any]:
 
         @contextmanager
         def whole_model(self) -> Iterator[None]:
-            """The model in one piece, for rollouts: no gradients, no dropout."""
-            if spread(self):
-                raise UsageError(
-                    "Processes that share weights (FSDP, ZeRO-3) must decode in step, which rollouts of different lengths do not. Train "
-                    "by reward with DDP or DeepSpeed up to ZeRO-2; a model too large for that trains as an adapter (--tuning lora)."
-                )
+            """The model in one piece, for rollouts: no gradients, no dropout. All processes enter and leave."""
             training = self.model.training
             self.model.eval()  # no dropout, no checkpointing
             try:
-                with torch.no_grad(), self.accelerator.autocast():
+                with torch.no_grad(), whole(self), self.accelerator.autocast():
                     yield
             finally:
                 self.model.train(training)
@@ -349,6 +346,7 @@ class _Steps:
     accelerator: Any
     processing_class: Any
     is_deepspeed_enabled: bool
+    is_fsdp_enabled: bool
     reward_weights: Any
     tools: Any
     whole_model: Callable[[], Any]
@@ -366,7 +364,7 @@ class _Steps:
 
     def keep_reference(self, beta: float) -> None:
         """Hold the model as it is now as what the divergence is measured from."""
-        from trl.models.utils import prepare_deepspeed
+        from trl.models.utils import prepare_deepspeed, prepare_fsdp
         from trl.trainer.utils import add_fused_lm_head
 
         whole = self.accelerator.unwrap_model(self.model)
@@ -377,6 +375,8 @@ class _Steps:
         add_fused_lm_head(copied, temperature=self.args.temperature)
         if self.is_deepspeed_enabled:
             self.ref_model = prepare_deepspeed(copied, self.accelerator)
+        elif self.is_fsdp_enabled:
+            self.ref_model = prepare_fsdp(copied, self.accelerator)
         else:
             self.ref_model = self.accelerator.prepare_model(copied, evaluation_mode=True)
         self.beta = beta
