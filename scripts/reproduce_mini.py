@@ -5,8 +5,8 @@ Every row runs the same requests of the same test cases through the same frozen 
 target the mean, worst and standard deviation (ddof 0) of Dice over its wordings; then the mean over cases and targets; intervals (95 %) by
 resampling subjects. Requests for what is not there, and for the whole of all labels, have columns of their own. The lexicon and the bank
 know training language only; skills are accepted on bank cases, asked in training and in validation language too. Nothing is chosen on test
-cases, but for the row that says so (--transductive): a bank evolved on the test cases with their labels, as SEER's released code does, which
-is no result and shows what that is worth.
+cases, but for the row that says so (--transductive): a bank evolved on the test cases with their labels, as SEER's released code does. That
+is no result and shows what such labels are worth.
 """
 
 from __future__ import annotations
