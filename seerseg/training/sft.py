@@ -25,6 +25,7 @@ from seerseg.training.data import Cases, Collator, Ground, Samples, evenly, sche
 from seerseg.training.runs import Checkpoint, RunFolder
 from seerseg.training.settings import TrainSettings
 from seerseg.training.tuning import load_trainable, wake
+from seerseg.training.whole import SharedHead, refusal, whole
 
 LOSS_WEIGHT = 0.01
 MOST_READ_FOR_WORDS = 2000
@@ -74,7 +75,7 @@ def train_sft(
     evaluates = settings.evaluate_steps > 0 and bool(held_out)
     val = Collator(reasoner, ground, held_out, settings.cache_bytes // 4)
     survival = Survival(run, settings, outside=outside, score=score, validates=evaluates)
-    kept: list[TrainerCallback] = [survival, Metrics(run, settings, parts, outside), *callbacks]
+    kept: list[TrainerCallback] = [SharedHead(), survival, Metrics(run, settings, parts, outside), *callbacks]
     if evaluates and segmenter is not None and settings.validation_sets:
         kept.insert(0, Answers(ground, samples, settings, loaded, segmenter))
     order = schedule(len(samples.train), settings.steps * settings.batch, settings.seed)
@@ -177,7 +178,7 @@ def check_length(reasoner: VlmReasoner, ground: Ground, samples: Samples, settin
 class Answers(TrainerCallback):
     """At every validation the requests of a few validation paraphrase sets are answered and drawn; what comes of it joins the metrics.
 
-    One process does it and tells the others. Left out where weights are spread over processes (FSDP, ZeRO-3).
+    One process does it and tells the others. Left out where processes share weights that cannot be had in one piece (`refusal`).
     """
 
     def __init__(self, ground: Ground, samples: Samples, settings: TrainSettings, loaded: Loaded, segmenter: Segmenter) -> None:
@@ -188,11 +189,12 @@ class Answers(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Answer, and add "eval_exact", "eval_faults", "eval_dice_..." to the metrics."""
-        if not self.sets or spread(self.trainer):
+        if not self.sets or refusal(self.trainer) is not None:
             return
         found: list[dict[str, float]] = [{}]
-        if state.is_world_process_zero:
-            found = [self._measure(kwargs["model"])]
+        with whole(self.trainer):
+            if state.is_world_process_zero:
+                found = [self._measure(kwargs["model"])]
         found = _tell(found)
         metrics = {f"eval_{name}": value for name, value in found[0].items()}
         kwargs["metrics"].update(metrics)
@@ -225,12 +227,6 @@ class _Collate:
             return self.val([{"sample": example["sample"] - self.border} for example in examples])
         with self.parts.part("data"):
             return self.train(examples)
-
-
-def spread(trainer: Any) -> bool:
-    """Whether no process holds the weights in one piece."""
-    zero = trainer.accelerator.state.deepspeed_plugin
-    return bool(trainer.is_fsdp_enabled or (zero is not None and zero.zero_stage == 3))
 
 
 def _tell(found: list[dict[str, float]]) -> list[dict[str, float]]:
