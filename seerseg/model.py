@@ -3,7 +3,7 @@
 On disk a trained one is a folder with `manifest.json` (schema 1):
 
     {"schema": 1, "protocol": "seer", "dataset": "Dataset004_Hippocampus" | null, "fold": 0 | null,
-     "reasoner": "lexicon" | folder name inside this folder | hub id | "nano:" and a folder name inside this folder,
+     "reasoner": "cascade" | "lexicon" | folder name inside this folder | hub id | "nano:" and a folder name inside this folder,
      "segmenter": "nano" | ...,
      "segmenter_identity": "..." | null, "views": {...} | null, "targets": ["...", ...], "closed": true | false,
      "label_values": {"anterior hippocampus": [1], ...} | null, "bank": "frozen" | "none",
@@ -29,6 +29,7 @@ from seerseg.paths import read_json, resolve_dataset, safe_name, write_json
 from seerseg.protocols import load_protocol
 from seerseg.protocols.base import Protocol
 from seerseg.protocols.combined import lacking_kinds
+from seerseg.reasoners import joined, parts_of
 from seerseg.reasoners.base import Reasoner
 from seerseg.segmenters.base import Segmenter
 from seerseg.skills.base import EmptyBank, Retriever
@@ -40,7 +41,7 @@ MANIFEST_SCHEMA = 1
 BANK = "bank"
 BASE = "base"
 """Where the models that are used as they are may lie inside a model folder: base/reasoner, base/segmenter."""
-DEFAULT_REASONER = "lexicon"
+DEFAULT_REASONER = "cascade"
 DEFAULT_SEGMENTER = "nano"
 DEFAULT_PROTOCOL = "seer"
 
@@ -87,10 +88,10 @@ class Model:
         """The reasoner."""
         if self.reasoner_given is not None:
             return self.reasoner_given
-        from seerseg.reasoners import load_reasoner
+        from seerseg.reasoners import has_rules, load_reasoner
 
         # a model that was trained has learned what labels mean; the rules have to be told
-        told = {"descriptions": self.spec.descriptions} if self.spec.descriptions and self.spec.reasoner == DEFAULT_REASONER else {}
+        told = {"descriptions": self.spec.descriptions} if self.spec.descriptions and has_rules(self.spec.reasoner) else {}
         return load_reasoner(self.spec.reasoner, device=self.device, dtype=self.dtype, offline=self.offline, **told)
 
     @cached_property
@@ -220,6 +221,8 @@ def spec_json(folder: Path, spec: ModelSpec) -> dict[str, Any]:
     """What `write_spec` writes."""
 
     def name(part: str) -> str:
+        if len(parts := parts_of(part)) > 1:
+            return joined(part, [name(one) for one in parts])
         kind, colon, source = part.partition(":")
         path = Path(source if colon else part)
         for root in (folder, folder.resolve()):
@@ -260,6 +263,8 @@ def _inside(folder: Path, part: Any, role: str) -> str:
     """A part of the manifest: a path (after "NAME:", if it has that) when the folder holds it, else a name; nothing may point out of
     the folder."""
     text = str(part)
+    if len(parts := parts_of(text)) > 1:
+        return joined(text, [_inside(folder, one, role) for one in parts])
     kind, colon, source = text.partition(":") if ":" in text else ("", "", text)
     place, mark, options = source.partition("?")
     if ".." in Path(text).parts or ".." in Path(source).parts:

@@ -84,16 +84,38 @@ def test_shares_sum_to_one_and_nothing_is_ruled_out(tables: list[dict[str, float
     assert [w.share for w in found] == sorted((w.share for w in found), reverse=True)
 
 
-def test_who_alone_has_an_opinion_speaks_for_itself() -> None:
-    class Own(Weigher):
-        def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
-            return [[said("own rule")] * samples for _ in dialogues]
+class Once(Weigher):
+    """Counts how often it is asked, and says something else than what it finds likeliest."""
 
-    both = CommitteeReasoner([Weigher("silent", {}), Own("own", {"q": {"liver": 1.0}})])
-    assert both.reply([contract.dialogue("q"), contract.dialogue("none")], samples=2) == [
-        [said("own rule")] * 2,
-        [said("absent", "silent")] * 2,
-    ]
+    def __init__(self, name: str, table: dict[str, dict[str, float]], says: str) -> None:
+        super().__init__(name, table)
+        self.says, self.weighed, self.replied = says, 0, 0
+
+    def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
+        self.weighed += len(dialogues)
+        return [[Weighed(w.reply, w.share, f">{self.says}<" in w.reply) for w in found] for found in super().weigh(dialogues)]
+
+    def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+        self.replied += len(dialogues)
+        return [[said(self.says, self.card.name)] * samples for _ in dialogues]
+
+
+def test_who_alone_has_an_opinion_speaks_for_itself_and_is_asked_once() -> None:
+    own = Once("own", {"q": {"liver": 0.6, "spleen": 0.4}}, says="spleen")
+    both = CommitteeReasoner([Weigher("silent", {}), own])
+    assert both.reply([contract.dialogue("q"), contract.dialogue("none")]) == [[said("spleen", "own")], [said("absent", "silent")]]
+    assert (own.weighed, own.replied) == (2, 0), "what it weighed tells what it says"
+    (drawn,) = both.reply([contract.dialogue("q")], samples=300, seed=1)
+    assert 0.5 < sum("liver" in reply for reply in drawn) / 300 < 0.7
+
+
+def test_a_lone_member_that_cannot_weigh_is_sampled_itself() -> None:
+    class Sampled(Plain):
+        def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
+            return [[said(f"{seed}-{n}") for n in range(samples)] for _ in dialogues]
+
+    both = CommitteeReasoner([Sampled("plain", {}), Weigher("silent", {})])
+    assert both.reply([contract.dialogue("q")], samples=2, seed=5) == [[said("5-0"), said("5-1")]]
 
 
 def test_contract() -> None:

@@ -51,7 +51,7 @@ def _model_options(function: Any) -> Any:
     for decorate in (
         option("--bank", metavar="DIR", help="Skill bank that is shown to the reasoner, or none. Default: the model's."),
         option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer."),
-        option("--reasoner", metavar="NAME", help="Name, name:source or folder. Default: the model's, else lexicon."),
+        option("--reasoner", metavar="NAME", help="Name, name:source or folder. Default: the model's, else cascade."),
         option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano."),
         option("-p", "--plans", metavar="NAME", help="Plans of the trained model, where there are several."),
         option("-f", "--fold", type=int, metavar="FOLD", help="Fold of the trained model. Default with -d: 0."),

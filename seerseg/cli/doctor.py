@@ -196,7 +196,10 @@ def models() -> Iterator[Finding]:
     yield Finding("Models", "reasoners", "ok", ", ".join(available_reasoners()))
     for kind, name, load in (("segmenter", DEFAULT_SEGMENTER, load_segmenter), ("reasoner", DEFAULT_REASONER, load_reasoner)):
         try:
-            card = load(name).card
+            made = load(name)
+            for member in getattr(made, "members", ()):
+                _ = getattr(member, "made", None)  # what would be loaded when it is first asked
+            card = made.card
             yield Finding("Models", f"default {kind}", "ok", f"{card.name}, {card.identity[:16]}")
         except SeerSegError as error:
             yield Finding("Models", f"default {kind}", "problem", str(error), "Reinstall seerseg.")

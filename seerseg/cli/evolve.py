@@ -26,7 +26,7 @@ MASKS = "masks"
 @click.argument("dataset", metavar="DATASET")
 @click.argument("fold", type=int, metavar="FOLD")
 @option("-m", "--model_folder", metavar="DIR", help="A trained model; its bank is evolved, in DIR/bank, and used from then on.")
-@option("--reasoner", metavar="NAME", help="Name, name:source or folder. Default: the model's, else lexicon.")
+@option("--reasoner", metavar="NAME", help="Name, name:source or folder. Default: the model's, else cascade.")
 @option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano.")
 @option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
 @option("-o", "--bank", "folder", metavar="DIR", help="The bank. Default: in the model's folder, else in the results folder.")
@@ -261,17 +261,17 @@ def _writer(given: dict[str, Any], names: tuple[str, ...], fence: Any) -> Lesson
 
 
 def _model(spec: Any, given: dict[str, Any]) -> Any:
-    """The reasoner of the model; the lexicon with the vocabulary it may know."""
+    """The reasoner of the model; the lexicon, alone or as a member, with the vocabulary it may know."""
     from dataclasses import replace
 
     from seerseg.model import Model, resolve_device
-    from seerseg.reasoners import load_reasoner
+    from seerseg.reasoners import has_rules, load_reasoner
 
     changes = {part: given[part] for part in ("reasoner", "segmenter", "protocol") if given[part]}
     spec = replace(spec, **changes, **({"segmenter_identity": None} if given["segmenter"] else {}))
     device = resolve_device(given["device"])
     settings: dict[str, Any] = {}
-    if spec.reasoner == "lexicon":
+    if has_rules(spec.reasoner):
         settings = {"descriptions": spec.descriptions} if spec.descriptions else {}
         if given["vocabulary_splits"] == "train":
             settings["splits"] = ["train"]

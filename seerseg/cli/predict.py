@@ -28,7 +28,7 @@ _SHOWN_LINES = 8
 @option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A request for every case; may be repeated.")
 @option("--requests", metavar="FILE.jsonl", help="Requests by case. Default: <case>.json or .txt beside the image, else requests.jsonl.")
 @option("--segmenter", metavar="NAME", help="Name, name:source or folder. Default: the model's, else nano.")
-@option("--reasoner", metavar="NAME", help="Name, name:source, folder or hub id. Default: the model's, else lexicon.")
+@option("--reasoner", metavar="NAME", help="Name, name:source, folder or hub id. Default: the model's, else cascade.")
 @option("--protocol", metavar="NAME", help="Dialogue grammar. Default: the model's, else seer.")
 @option("--bank", metavar="DIR", help="Skill bank that is shown to the reasoner, or none. Default: the model's.")
 @option(

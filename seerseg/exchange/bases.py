@@ -53,7 +53,10 @@ class Base:
 
 def find_bases(folder: Path, spec: ModelSpec, named: tuple[str, str]) -> list[Base]:
     """The bases of a model folder. named: reasoner and segmenter as the manifest writes them. Nothing is loaded or fetched."""
-    return [*_reasoner(folder, spec.reasoner, named[0]), *_segmenter(folder, spec, named[1])]
+    from seerseg.reasoners import parts_of
+
+    parts = zip(parts_of(spec.reasoner), parts_of(named[0]), strict=True)
+    return [*(base for part, said in parts for base in reasoner_bases(folder, part, said)), *_segmenter(folder, spec, named[1])]
 
 
 def may_be_passed_on(licence: str) -> bool:
@@ -91,7 +94,8 @@ def base_files(base: Base) -> dict[str, Path]:
     return {**top, **folds}
 
 
-def _reasoner(folder: Path, part: str, named: str) -> Iterator[Base]:
+def reasoner_bases(folder: Path, part: str, named: str) -> Iterator[Base]:
+    """Those of one reasoner; of a cascade or a committee, that is one of its members."""
     from seerseg.reasoners import available_reasoners
 
     kind, source = split(part, set(available_reasoners()))

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Literal
 
 from seerseg.errors import ModelError, SeerSegError
-from seerseg.exchange.bases import Base, base_files, find_bases
+from seerseg.exchange.bases import Base, base_files, find_bases, reasoner_bases
 from seerseg.exchange.record import BaseRecord, ExportRecord, inspect, read_record, sha256
 from seerseg.model import BANK, MANIFEST, ModelSpec, read_spec
 from seerseg.paths import read_json
+from seerseg.reasoners import parts_of
 from seerseg.reasoners.vlm_loading import BASE_FILE, weights_identity
 
 _MATTERING = ("seerseg", "torch", "transformers", "peft", "monai")
@@ -35,20 +36,22 @@ def look(folder: Path) -> list[Part]:
     folder = folder.expanduser().resolve()
     spec, record = read_spec(folder), read_record(folder)
     value = read_json(folder / MANIFEST, ModelError)
-    found = find_bases(folder, spec, (str(value["reasoner"]), str(value["segmenter"])))
-    bases = {base.role: base for base in found}
+    named = str(value["reasoner"]), str(value["segmenter"])
+    segmenter = next((base for base in find_bases(folder, spec, named) if base.role == "segmenter"), None)
     return [
         _files(folder, record),
         *_versions(record),
         _protocol(spec),
-        *_reasoner(folder, spec, bases.get("reasoner"), _known(record, "reasoner")),
-        *_segmenter(folder, spec, bases.get("segmenter"), _known(record, "segmenter")),
+        *_reasoners(folder, spec, named[0], record),
+        *_segmenter(folder, spec, segmenter, _known(record, "segmenter")),
         *_bank(folder, spec),
     ]
 
 
-def _known(record: ExportRecord | None, role: str) -> BaseRecord | None:
-    return next((b for b in record.bases if b.role == role), None) if record is not None else None
+def _known(record: ExportRecord | None, role: str, name: str | None = None) -> BaseRecord | None:
+    """What the export knew of the base in a role; name: of which, where there are several."""
+    found = [base for base in record.bases if base.role == role] if record is not None else []
+    return next((base for base in found if base.name == name), found[0] if found else None)
 
 
 def _files(folder: Path, record: ExportRecord | None) -> Part:
@@ -89,8 +92,15 @@ def _protocol(spec: ModelSpec) -> Part:
         return Part("protocol", "problem", str(fault), "Install the package that this protocol comes with.")
 
 
-def _reasoner(folder: Path, spec: ModelSpec, base: Base | None, known: BaseRecord | None) -> Iterator[Part]:
-    own = Path(spec.reasoner.partition(":")[2] if ":" in spec.reasoner else spec.reasoner)
+def _reasoners(folder: Path, spec: ModelSpec, named: str, record: ExportRecord | None) -> Iterator[Part]:
+    """The reasoner, or every member of a cascade or committee."""
+    for part, said in zip(parts_of(spec.reasoner), parts_of(named), strict=True):
+        base = next(reasoner_bases(folder, part, said), None)
+        yield from _reasoner(folder, part, base, _known(record, "reasoner", base.name if base is not None else None))
+
+
+def _reasoner(folder: Path, part: str, base: Base | None, known: BaseRecord | None) -> Iterator[Part]:
+    own = Path(part.partition(":")[2] if ":" in part else part)
     if own.is_relative_to(folder) and own.is_dir():
         try:
             sizes = [inspect(p.name, p, str(own)).size for p in sorted(own.glob("*.safetensors"))]

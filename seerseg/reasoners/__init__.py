@@ -1,13 +1,15 @@
 """Reasoners by name, folder or hub id. Importing this package loads no torch, transformers, numpy or plug-in.
 
-Built in: `lexicon` (rules over words, no model), `nano` (a small model shipped with the package), `committee` (several together),
-`verbatim` (the request as it is), `scripted` (replies from a file), `vlm` (any transformers image-text-to-text model). More come from
-the entry-point group `seerseg.reasoners` of installed packages (NAME = "module:factory", see `base.ReasonerFactory`).
+Built in: `lexicon` (rules over words, no model), `nano` (a small model shipped with the package), `cascade` (one after the other),
+`committee` (several together), `verbatim` (the request as it is), `scripted` (replies from a file), `vlm` (any transformers
+image-text-to-text model). More come from the entry-point group `seerseg.reasoners` of installed packages (NAME = "module:factory", see
+`base.ReasonerFactory`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,14 @@ from seerseg.errors import MissingExtraError, ModelError, SeerSegError, UsageErr
 if TYPE_CHECKING:
     from seerseg.reasoners.base import Reasoner
 
-__all__ = ["available_reasoners", "load_reasoner"]
+__all__ = ["available_reasoners", "has_rules", "joined", "load_members", "load_reasoner", "parts_of"]
 
 GROUP = "seerseg.reasoners"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_TOGETHER = {"cascade": "lexicon,nano", "committee": ""}
+"""Reasoners that are made of others -> their members when none are named."""
 _BUILT_IN = {
+    "cascade": ("seerseg.reasoners.cascade:load", "the rules, then nano for words that they do not know (cascade:lexicon,nano)"),
     "committee": ("seerseg.reasoners.committee:load", "several of these together, each with a say (committee:nano,lexicon)"),
     "lexicon": ("seerseg.reasoners.lexicon:load", "spelling repair, abbreviations, synonyms and sides by rule; no model, sees no image"),
     "nano": ("seerseg.reasoners.nano:load", "a small vision-language model shipped with SeerSeg; a default to start from"),
@@ -60,6 +65,64 @@ def load_reasoner(
     raise UsageError(
         f"There is no reasoner or folder called {given!r}.{did_you_mean(name, known.values())} The reasoners here are: {names}."
     )
+
+
+def load_members(
+    whole: str,
+    *,
+    device: str = "cpu",
+    dtype: str | None = None,
+    offline: bool = True,
+    lazily: bool = False,
+    **settings: Any,
+) -> list[Reasoner]:
+    """The reasoners that "cascade:SOURCE" or "committee:SOURCE" is made of. settings: those of the lexicon among them; lazily: models are
+    loaded when they are first asked. UsageError for a member that is made of others itself; else as `load_reasoner`."""
+    names = parts_of(whole)
+    if any(_kind(name) in _TOGETHER for name in names):
+        raise UsageError(f"A cascade or a committee cannot be a member of {whole}: name its members.")
+    parts: dict[str, Any] = {"device": device, "dtype": dtype, "offline": offline}
+    later = _later if lazily else load_reasoner
+    return [load_reasoner(name, **parts, **settings) if _kind(name) == "lexicon" else later(name, **parts) for name in names]
+
+
+def _later(name: str, **parts: Any) -> Reasoner:
+    """As `load_reasoner`; where it is a model, that is loaded when it is first asked."""
+    known = {k.casefold() for k in available_reasoners()}
+    kind, _, source = name.partition(":")
+    if kind.casefold() == "nano":
+        from seerseg.reasoners.nano import load_later
+
+        return load_later(source=source.strip() or None, **parts)
+    if (kind.casefold() == "vlm" and source.strip()) or (kind.casefold() not in known and Path(name).expanduser().exists()):
+        from seerseg.reasoners.vlm import load_later as load_vlm_later
+
+        return load_vlm_later(source=source.strip() if kind.casefold() == "vlm" else name, **parts)
+    return load_reasoner(name, **parts)
+
+
+def parts_of(name: str) -> list[str]:
+    """Names of the members of a cascade or a committee, in order; of any other reasoner its own."""
+    kind, colon, source = name.strip().partition(":")
+    if kind.casefold() not in _TOGETHER:
+        return [name]
+    return [one for part in (source if colon else _TOGETHER[kind.casefold()]).split(",") if (one := part.strip())]
+
+
+def joined(name: str, parts: Sequence[str]) -> str:
+    """The name of the same cascade or committee of other parts; the name as it was where they are the same."""
+    return name if parts_of(name) == list(parts) else f"{name.strip().partition(':')[0]}:{','.join(parts)}"
+
+
+def has_rules(name: str) -> bool:
+    """Whether the lexicon is what a reasoner's name loads, or one of its members: it has to be told what a dataset's labels mean."""
+    return any(_kind(one) == "lexicon" for one in parts_of(name))
+
+
+def _kind(name: str) -> str:
+    """The built-in reasoner that a name means, "" for none of them."""
+    kind = name.strip().partition(":")[0].casefold()
+    return kind if kind in _BUILT_IN else ""
 
 
 def _plug_ins() -> dict[str, EntryPoint]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 from seerseg.protocols.base import ABSENT
 from seerseg.protocols.messages import Message
@@ -35,6 +36,8 @@ VERSION = 3
 ACCEPT = 0.5  # a mention below this is no answer; set on the tuning half of the request set in the tests
 ACCEPT_DESCRIBED = 0.5
 _GENERIC = frozenset("tumour|lesion|cyst|bones|tissue|skin|body|skeletal muscle|face|torso|body extremities|vertebra".split("|"))
+_KINDS = frozenset("area body bone bones gland muscle organ region tissue vessel".split())
+"""Words that may stand beside a name without making it another: "hepatic tissue"."""
 _FAR = frozenset({"opposite", "other", "away", "far", "across", "contralateral", "furthest", "farthest"})
 _BESIDE = _FAR | frozenset(
     "side next adjacent beside near nearest close closest under underneath beneath below behind above level attached flank".split()
@@ -62,16 +65,23 @@ _POLITE = re.compile(
 )
 
 
+Doubt = Literal["unknown", "landmark", "described", "general", "unexplained", "misspelt"]
+"""Why an "absent" may be a misreading: no word means a structure; what was found only says where ("above the sacrum"); it was known by a
+description; it is a kind of structure ("muscle"); a word beside it says something that is not understood; its spelling was repaired."""
+
+
 @dataclass(frozen=True)
 class Decision:
-    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used; known: some of its words
-    mean a structure; pieces: the listed names that are together the answer, where it is none of them."""
+    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used; doubt: set where nothing that
+    may be answered was found, but perhaps only for want of words: None besides a name means that it was read, beside "absent" that the
+    request names a structure in full that is not among the names; pieces: the listed names that are together the answer, where it is
+    none of them."""
 
     answer: str
     evidence: str
     rationale: str
     tags: tuple[str, ...] = ()
-    known: bool = True
+    doubt: Doubt | None = None
     pieces: tuple[str, ...] = ()
 
     @property
@@ -176,10 +186,10 @@ class LexiconReasoner:
 
     def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
         """Its answer, of which it is sure; where that is the whole of listed names, any of them may be meant as well as the whole;
-        nothing for a request of which it knows no word."""
+        nothing for an "absent" that may be a misreading (`Decision.doubt`)."""
         out = []
         for decision in map(self._read, dialogues):
-            meant = [decision, *(replace(decision, answer=name) for name in decision.pieces)] if decision.known else []
+            meant = [decision, *(replace(decision, answer=name) for name in decision.pieces)] if decision.doubt is None else []
             out.append([Weighed(one.reply, 1 / len(meant)) for one in meant])
         return out
 
@@ -196,7 +206,7 @@ class LexiconReasoner:
         told = self._told(shown, requests[-1] if requests else "", names)
         if told is not None:
             why = f"{decision.rationale} By skill {told[0]} it means {told[1]}."
-            return replace(decision, answer=told[1], rationale=why, known=True)
+            return replace(decision, answer=told[1], rationale=why, doubt=None)
         used = [skill for skill, tag in _SKILL.findall(shown) if tag in decision.tags][:1]
         if used:
             decision = replace(decision, rationale=f"{decision.rationale} Skill: {used[0]}.")
@@ -235,16 +245,16 @@ class _Reader:
         self.mentions = find_mentions(self.tokens, listed.words)
         self.notes: list[str] = []
         self.tags: list[str] = []
-        self.known = True
 
     def decide(self) -> Decision:
         ranked = self._ranked()
         best = ranked[0] if ranked and ranked[0].rank >= ACCEPT else None
         answer = self._implied(best) if self.listed.names else None
+        doubt: Doubt | None = None
         if answer is None:
-            self.known = best is not None
             answer = self._named(best) if best is not None else self._nothing()
-        return self._decision(answer, best)
+            doubt = "unknown" if best is None else self._doubt(best) if answer == ABSENT else None
+        return replace(self._decision(answer, best), doubt=doubt)
 
     # --- choosing ---------------------------------------------------------------------------------------------------
 
@@ -292,6 +302,23 @@ class _Reader:
         """Whether a one-sided sense may stand for a request without side: only one of the twins can be answered."""
         entry, by_entry = sense.entry, self.listed.by_entry
         return entry.name in by_entry and entry.twin is not None and entry.twin not in by_entry
+
+    def _doubt(self, best: _Ranked) -> Doubt | None:
+        """Why the structure that was found may not be what is meant."""
+        mention, tokens, words = best.mention, self.tokens, self.listed.words
+        if mention.anchor:
+            return "landmark"
+        if mention.described:
+            return "described"
+        if best.entry.name in _GENERIC:
+            return "general"
+        low, high = min(mention.positions), max(mention.positions)
+        beside = [
+            t for n, t in enumerate(tokens[: high + 3]) if n >= low - 2 and n not in mention.positions and t.clause == tokens[low].clause
+        ]
+        if any(t.side is None and not t.raw.isdigit() and t.word not in words.everyday | _KINDS for t in beside):
+            return "unexplained"
+        return "misspelt" if any(tokens[n].repaired for n in mention.positions) else None
 
     def _region_votes(self, mention: Mention) -> set[str]:
         votes = {_REGION_WORDS[t.word] for n, t in enumerate(self.tokens) if n not in mention.positions and t.word in _REGION_WORDS}
@@ -440,7 +467,7 @@ class _Reader:
         evidence = f"Words only, no image was read: {named}."
         why = " ".join(reasons) or "Taken as it stands."
         tags = tuple(dict.fromkeys(self.tags))
-        return Decision(answer, evidence, why, tags, known=self.known, pieces=self._pieces(answer))
+        return Decision(answer, evidence, why, tags, pieces=self._pieces(answer))
 
     def _pieces(self, answer: str) -> tuple[str, ...]:
         by_entry = self.listed.by_entry

@@ -24,9 +24,10 @@ from seerseg.protocols.messages import Message
 from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import ReasonerCard, Weighed
 from seerseg.reasoners.decoding import Decoding
-from seerseg.reasoners.vlm import VlmReasoner
+from seerseg.reasoners.lazy import LazyWeigher
+from seerseg.reasoners.vlm import VlmReasoner, card_ahead
 from seerseg.reasoners.vlm_loading import SHIPPED as SHIPPED_MODELS
-from seerseg.reasoners.vlm_loading import find
+from seerseg.reasoners.vlm_loading import Source, find
 from seerseg.reasoners.vlm_loading import load as load_model
 from seerseg.vocabulary import Vocabulary
 
@@ -49,14 +50,7 @@ class NanoReasoner(VlmReasoner):
     @cached_property
     def card(self) -> ReasonerCard:
         """That of any model, under this name."""
-        shipped = self.loaded.source.folder == SHIPPED and self.loaded.source.adapter is None
-        return replace(
-            super().card,
-            name="nano",
-            licence=LICENCE,
-            source="shipped with seerseg" if shipped else str(self.loaded.source.adapter or self.loaded.source.folder),
-            notes="Small, trained on generated requests and few scans. Not for clinical use. See MODEL_CARD.md.",
-        )
+        return _named(super().card, self.loaded.source)
 
     def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
         """`samples` replies per dialogue, in order; answers are among the listed names where there is a list."""
@@ -65,8 +59,11 @@ class NanoReasoner(VlmReasoner):
 
     def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
         """How likely every listed name, "absent" and the whole that was written are; no opinion where no names are listed."""
-        written = super().reply(dialogues)
-        return [self._weighed(d, texts[0]) for d, texts in zip(dialogues, written, strict=True)]
+        listed = [number for number, dialogue in enumerate(dialogues) if _TARGETS.search(dialogue[-1].text)]
+        out: list[list[Weighed]] = [[] for _ in dialogues]
+        for number, texts in zip(listed, super().reply([dialogues[number] for number in listed]), strict=True):
+            out[number] = self._weighed(dialogues[number], texts[0])
+        return out
 
     def _weighed(self, dialogue: Sequence[Message], reply: str) -> list[Weighed]:
         choice = _Choice.of(dialogue, reply)
@@ -74,29 +71,28 @@ class NanoReasoner(VlmReasoner):
             return []
         replies = {normalise_name(name): choice.saying(name) for name in choice.names}
         replies |= {ABSENT: choice.absent()}
-        if choice.listed or choice.whole:
+        if choice.stands:
             replies[choice.wanted] = reply
-        found = zip(replies, self.likelihoods(dialogue, list(replies.values())), strict=True)
-        scores = [(score - (MISSED if answer == ABSENT else 0.0)) / DOUBT for answer, score in found]
+        asked = list(replies.values())
+        likely = self.likelihoods(dialogue, asked if choice.stands else [*asked, reply])
+        spoken = choice.wanted if choice.stands else choice.nearest(likely[-1], likely[: len(choice.names)])
+        scores = [(score - (MISSED if answer == ABSENT else 0.0)) / DOUBT for answer, score in zip(replies, likely, strict=False)]
         weights = [math.exp(score - max(scores)) for score in scores]
-        made = [Weighed(text, weight / sum(weights)) for text, weight in zip(replies.values(), weights, strict=True)]
+        made = [Weighed(replies[a], weight / sum(weights), a == spoken) for a, weight in zip(replies, weights, strict=True)]
         return sorted(made, key=lambda one: -one.share)
 
     def _listed(self, dialogue: Sequence[Message], reply: str) -> str:
         choice = _Choice.of(dialogue, reply)
-        if choice is None or choice.listed or choice.whole:
+        if choice is None or choice.stands:
             return reply
-        replies = [choice.saying(name) for name in choice.names]
-        own, *scores = self.likelihoods(dialogue, [reply, *replies])
-        best = max(range(len(scores)), key=scores.__getitem__, default=None)
-        if best is None or (scores[best] < own - MARGIN and not _wider(choice.wanted, choice.names)):
-            return choice.absent()
-        return replies[best]
+        replies = {normalise_name(name): choice.saying(name) for name in choice.names}
+        own, *scores = self.likelihoods(dialogue, [reply, *replies.values()])
+        return (replies | {ABSENT: choice.absent()})[choice.nearest(own, scores)]
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A reply beside the names that may be answered ("absent" is none of them). wanted: what it answers."""
+    """A reply beside the names that may be answered (each once; "absent" is none of them). wanted: what it answers."""
 
     names: tuple[str, ...]
     evidence: str
@@ -109,20 +105,27 @@ class _Choice:
         listed, said = _TARGETS.search(dialogue[-1].text), _REPLY.fullmatch(reply)
         if listed is None or said is None:
             return None
-        names = tuple(name for part in listed[1].split(";") if (name := part.strip()) and normalise_name(name) != ABSENT)
-        return cls(names, said[1], said[2], normalise_name(said[3]))
+        names = {normalise_name(name): name for part in reversed(listed[1].split(";")) if (name := part.strip())}
+        names.pop(ABSENT, None)
+        return cls(tuple(reversed(names.values())), said[1], said[2], normalise_name(said[3]))
 
-    @property
-    def listed(self) -> bool:
-        """It may be answered as it stands."""
-        return self.wanted == ABSENT or self.wanted in map(normalise_name, self.names)
-
-    @property
-    def whole(self) -> bool:
-        """It is a structure of which all pieces are listed."""
+    @cached_property
+    def stands(self) -> bool:
+        """It may be answered as it is: it is listed, or a structure of which all pieces are."""
+        listed = {normalise_name(name) for name in self.names}
+        if self.wanted == ABSENT or self.wanted in listed:
+            return True
         vocabulary = Vocabulary.load()
         entry = vocabulary.resolve(self.wanted)
-        return entry is not None and bool(vocabulary.pieces(entry.name, {normalise_name(name) for name in self.names}))
+        return entry is not None and bool(vocabulary.pieces(entry.name, listed))
+
+    def nearest(self, own: float, scores: Sequence[float]) -> str:
+        """What is answered instead, normalised: the likeliest of the names, or "absent". own, scores: log-likelihoods of the reply and of
+        one with each name."""
+        best = max(range(len(scores)), key=scores.__getitem__, default=None)
+        if best is None or (scores[best] < own - MARGIN and not _wider(self.wanted, self.names)):
+            return ABSENT
+        return normalise_name(self.names[best])
 
     def saying(self, name: str) -> str:
         """The reply, were this its answer."""
@@ -146,12 +149,36 @@ def _reply(evidence: str, rationale: str, answer: str) -> str:
     return f"<evidence>{evidence}</evidence><rationale>{rationale}</rationale><answer>{answer}</answer>"
 
 
+def _named(card: ReasonerCard, source: Source) -> ReasonerCard:
+    shipped = source.folder == SHIPPED and source.adapter is None
+    return replace(
+        card,
+        name="nano",
+        licence=LICENCE,
+        source="shipped with seerseg" if shipped else str(source.adapter or source.folder),
+        notes="Small, trained on generated requests and few scans. Not for clinical use. See MODEL_CARD.md.",
+    )
+
+
 def load(
     *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True, **decoding: Any
 ) -> NanoReasoner:
     """The shipped reasoner, or that of a folder of the same kind. decoding: fields of `Decoding`."""
-    unknown = sorted(set(decoding) - set(Decoding.__dataclass_fields__))
+    found = find(source or SHIPPED, offline=offline)
+    return NanoReasoner(load_model(found, device=device, dtype=dtype), _decoding(decoding))
+
+
+def load_later(
+    *, source: str | Path | None = None, device: str = "cpu", dtype: str | None = None, offline: bool = True, **decoding: Any
+) -> LazyWeigher:
+    """As `load`, but the model is put together when it is first asked."""
+    found, settings = find(source or SHIPPED, offline=offline), _decoding(decoding)
+    card = _named(card_ahead(found, settings, device=device, dtype=dtype), found)
+    return LazyWeigher(card, lambda: NanoReasoner(load_model(found, device=device, dtype=dtype), settings))
+
+
+def _decoding(given: dict[str, Any]) -> Decoding:
+    unknown = sorted(set(given) - set(Decoding.__dataclass_fields__))
     if unknown:
         raise ModelError(f"The reasoner nano has no setting {unknown[0]!r}; it has {', '.join(Decoding.__dataclass_fields__)}.")
-    settings = {"max_new_tokens": _MAX_NEW_TOKENS, "max_batch": _MAX_BATCH, **decoding}
-    return NanoReasoner(load_model(find(source or SHIPPED, offline=offline), device=device, dtype=dtype), Decoding(**settings))
+    return Decoding(**{"max_new_tokens": _MAX_NEW_TOKENS, "max_batch": _MAX_BATCH, **given})

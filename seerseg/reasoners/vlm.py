@@ -24,11 +24,13 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from seerseg.errors import ModelError
+from seerseg.paths import read_json
 from seerseg.protocols.messages import ImagePart, Message, TextPart, text_message
 from seerseg.quiet import quiet
 from seerseg.reasoners.base import ReasonerCard
 from seerseg.reasoners.decoding import Decoder, Decoding, Draw, Encoded, Line, Shown
-from seerseg.reasoners.vlm_loading import Loaded, find
+from seerseg.reasoners.lazy import LazyReasoner
+from seerseg.reasoners.vlm_loading import Loaded, Source, check_torchvision, default_dtype, find, identity, licence_of
 from seerseg.reasoners.vlm_loading import load as load_model
 
 _MROPE, _PLAIN = "mrope", "plain"
@@ -82,14 +84,8 @@ class VlmReasoner:
     @cached_property
     def card(self) -> ReasonerCard:
         """Identity: weights, configuration, number type and decoding."""
-        said = f"{self.loaded.identity}|{self.model.dtype}|{self.decoding}"
-        return ReasonerCard(
-            name=self.loaded.source.name,
-            identity=f"vlm-{hashlib.sha256(said.encode()).hexdigest()[:32]}",
-            licence=self.loaded.licence,
-            source=str(self.loaded.source.adapter or self.loaded.source.folder),
-            notes=f"{self.model.config.model_type}, prefix sharing {'on' if self.shares_prefix else 'off'}",
-        )
+        made = self.loaded
+        return card_of(made.source, made.identity, str(self.model.dtype), self.decoding, made.licence, self.model.config.model_type)
 
     @property
     def shares_prefix(self) -> bool:
@@ -438,6 +434,27 @@ def _key(text: str, marks: Sequence[str]) -> str:
     return hashlib.sha256("\0".join([text, *marks]).encode()).hexdigest()
 
 
+def card_of(source: Source, identity: str, dtype: str, decoding: Decoding, licence: str, kind: str) -> ReasonerCard:
+    """The card of a model. dtype: as torch writes it; kind: its config's "model_type"."""
+    said = f"{identity}|{dtype}|{decoding}"
+    return ReasonerCard(
+        name=source.name,
+        identity=f"vlm-{hashlib.sha256(said.encode()).hexdigest()[:32]}",
+        licence=licence,
+        source=str(source.adapter or source.folder),
+        notes=f"{kind}, prefix sharing {'on' if kind in _SHARING else 'off'}",
+    )
+
+
+def card_ahead(source: Source, decoding: Decoding, *, device: str, dtype: str | None) -> ReasonerCard:
+    """The card that a model will have when it is loaded: its files are read, not put together. ModelError where they cannot be used for
+    sure: no config, or a torchvision that breaks transformers."""
+    check_torchvision()
+    kind = str(read_json(source.folder / "config.json", ModelError).get("model_type"))
+    licence = licence_of(source.folder)
+    return card_of(source, identity(source), f"torch.{dtype or default_dtype(device)}", decoding, licence, kind)
+
+
 def load(
     *,
     source: str | Path | None = None,
@@ -454,3 +471,10 @@ def load(
     if unknown:
         raise ModelError(f"The reasoner vlm has no setting {unknown[0]!r}; it has base, {', '.join(Decoding.__dataclass_fields__)}.")
     return VlmReasoner(load_model(find(source, offline=offline, base=base), device=device, dtype=dtype), Decoding(**decoding))
+
+
+def load_later(*, source: str | Path, device: str = "cpu", dtype: str | None = None, offline: bool = True) -> LazyReasoner:
+    """As `load`, but the model is put together when it is first asked."""
+    found, decoding = find(source, offline=offline), Decoding()
+    card = card_ahead(found, decoding, device=device, dtype=dtype)
+    return LazyReasoner(card, lambda: VlmReasoner(load_model(found, device=device, dtype=dtype), decoding))

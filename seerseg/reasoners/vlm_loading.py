@@ -105,8 +105,7 @@ def _folder(source: str | Path, *, offline: bool) -> Path:
 def load(source: Source, *, device: str, dtype: str | None, merge: bool = True) -> Loaded:
     """Load model, processor and tokenizer. merge: an adapter becomes part of the weights; else it stays apart, as training wants it.
     WeightsError for missing or damaged weights, ModelError for what is no image-text model."""
-    if torchvision_state() == "broken":
-        raise ModelError(BROKEN_ADVICE)
+    check_torchvision()
     _check_base(source)
     with quiet():
         model = _model(source.folder, device, dtype)
@@ -115,7 +114,13 @@ def load(source: Source, *, device: str, dtype: str | None, merge: bool = True) 
         own = source.adapter is not None and (source.adapter / "tokenizer_config.json").is_file()
         processor = load_processor(source.adapter if own and source.adapter is not None else source.folder, source.folder)
     model.requires_grad_(False)
-    return Loaded(model.eval().to(device), processor, processor.tokenizer, source, identity(source), _licence(source.folder))
+    return Loaded(model.eval().to(device), processor, processor.tokenizer, source, identity(source), licence_of(source.folder))
+
+
+def check_torchvision() -> None:
+    """ModelError where a torchvision is installed that breaks transformers."""
+    if torchvision_state() == "broken":
+        raise ModelError(BROKEN_ADVICE)
 
 
 def _check_base(source: Source) -> None:
@@ -272,7 +277,8 @@ def _json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _licence(folder: Path) -> str:
+def licence_of(folder: Path) -> str:
+    """The licence in the front matter of a model's card, "" if none."""
     card = folder / "README.md"
     found = re.search(r"^license:\s*(\S+)", card.read_text(encoding="utf-8", errors="replace"), re.MULTILINE) if card.is_file() else None
     return found.group(1) if found else ""

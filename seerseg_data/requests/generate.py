@@ -171,6 +171,10 @@ def make(
     made = [one for f in labelled if f.id in found for split in languages[f.id] for one in maker.case(f.id, found[f.id], split)]
     left_out = sorted(set(dataset.cases) - splits.cases)
     notes = [f"The splits give no place to {len(left_out)} cases, which get no requests: {', '.join(left_out[:5])}."] if left_out else []
+    wholes = [] if settings.unions else [name for name, _ in unions(dataset, known, dataset.labels)]
+    if wholes:
+        more = f" and {len(wholes) - 3} more" if len(wholes) > 3 else ""
+        notes.append(f"Labels together make up {', '.join(wholes[:3])}{more}: --unions asks for wholes too, which training should know.")
     return Report(tuple(made), settings, seed, context, known, faults, tuple(notes), dict(maker.replaced))
 
 
