@@ -55,11 +55,13 @@ class ReasonerFactory(Protocol):
 @dataclass(frozen=True)
 class Weighed:
     """One thing that a request can mean: a reply that says so, and how likely that is, 0..1. spoken: it is what the reasoner replies when
-    it is plainly asked, which is not always the likeliest; at most one of a list is."""
+    it is plainly asked, which is not always the likeliest; at most one of a list is. sound: False where the reply's own reasons are known
+    not to support its answer."""
 
     reply: str
     share: float
     spoken: bool = False
+    sound: bool = True
 
 
 @runtime_checkable

@@ -72,10 +72,12 @@ description; it is a kind of structure ("muscle"); a word beside it says somethi
 
 @dataclass(frozen=True)
 class Decision:
-    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used; doubt: set where nothing that
-    may be answered was found, but perhaps only for want of words: None besides a name means that it was read, beside "absent" that the
-    request names a structure in full that is not among the names; pieces: the listed names that are together the answer, where it is
-    none of them."""
+    """What a request is taken to mean. answer: a name or "absent"; tags: the kinds of skill that were used; pieces: the listed names that
+    are together the answer, where it is none of them.
+
+    doubt: set where nothing that may be answered was found, but perhaps only for want of words. None beside a name means that it was read,
+    beside "absent" that the request names a structure in full that is not among the names, or excludes one that is.
+    """
 
     answer: str
     evidence: str
@@ -253,7 +255,7 @@ class _Reader:
         doubt: Doubt | None = None
         if answer is None:
             answer = self._named(best) if best is not None else self._nothing()
-            doubt = "unknown" if best is None else self._doubt(best) if answer == ABSENT else None
+            doubt = None if self._excludes() else "unknown" if best is None else self._doubt(best) if answer == ABSENT else None
         return replace(self._decision(answer, best), doubt=doubt)
 
     # --- choosing ---------------------------------------------------------------------------------------------------
@@ -302,6 +304,11 @@ class _Reader:
         """Whether a one-sided sense may stand for a request without side: only one of the twins can be answered."""
         entry, by_entry = sense.entry, self.listed.by_entry
         return entry.name in by_entry and entry.twin is not None and entry.twin not in by_entry
+
+    def _excludes(self) -> bool:
+        """Whether a listed name is said to be left out: who reads less of these words would answer just that."""
+        by_entry = self.listed.by_entry
+        return any(m.negated and any(sense.entry.name in by_entry for sense in m.senses) for m in self.mentions)
 
     def _doubt(self, best: _Ranked) -> Doubt | None:
         """Why the structure that was found may not be what is meant."""

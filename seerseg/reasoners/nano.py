@@ -78,7 +78,10 @@ class NanoReasoner(VlmReasoner):
         spoken = choice.wanted if choice.stands else choice.nearest(likely[-1], likely[: len(choice.names)])
         scores = [(score - (MISSED if answer == ABSENT else 0.0)) / DOUBT for answer, score in zip(replies, likely, strict=False)]
         weights = [math.exp(score - max(scores)) for score in scores]
-        made = [Weighed(replies[a], weight / sum(weights), a == spoken) for a, weight in zip(replies, weights, strict=True)]
+        made = [
+            Weighed(replies[a], weight / sum(weights), a == spoken, a == ABSENT or choice.supports(a))
+            for a, weight in zip(replies, weights, strict=True)
+        ]
         return sorted(made, key=lambda one: -one.share)
 
     def _listed(self, dialogue: Sequence[Message], reply: str) -> str:
@@ -126,6 +129,13 @@ class _Choice:
         if best is None or (scores[best] < own - MARGIN and not _wider(self.wanted, self.names)):
             return ABSENT
         return normalise_name(self.names[best])
+
+    def supports(self, answer: str) -> bool:
+        """Whether the words that the request was turned into ("shoulder blade: ...") are a way to say this answer, of either side."""
+        quoted, colon, _ = self.rationale.rpartition(": ")
+        vocabulary = Vocabulary.load()
+        said, meant = vocabulary.resolve(quoted if colon else self.rationale), vocabulary.resolve(answer)
+        return said is not None and meant is not None and said.base == meant.base
 
     def saying(self, name: str) -> str:
         """The reply, were this its answer."""
