@@ -7,6 +7,7 @@ Sequences are never cut and never packed.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -121,6 +122,7 @@ def score(metrics: Mapping[str, float]) -> float | None:
 
 def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> dict[str, Any]:
     """What every stage tells a transformers trainer; checkpoints are `Survival`'s, logs `Metrics`'."""
+    by_fsdp = os.environ.get("FSDP_ACTIVATION_CHECKPOINTING", "").lower() == "true"  # as accelerate launch says it; both at once fail
     return {
         "output_dir": str(run.saving),
         "max_steps": settings.steps,
@@ -136,7 +138,7 @@ def common_arguments(run: RunFolder, settings: TrainSettings, device: str) -> di
         "bf16": settings.dtype == "bfloat16",
         "fp16": settings.dtype == "float16",
         "use_cpu": device == "cpu",
-        "activation_checkpointing": settings.checkpointing,
+        "activation_checkpointing": settings.checkpointing and not by_fsdp,
         "train_sampling_strategy": "sequential",
         "logging_strategy": "steps",
         "logging_steps": 1,
