@@ -13,7 +13,20 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import reasoner_contract as contract
+import tiny_vlms
 from prediction_cases import environment
+
+from seerseg.prediction.folder import default_limit_bytes
+from seerseg.reasoners import load_reasoner
+from seerseg.reasoners.base import most_bytes
+from seerseg.reasoners.cascade import CascadeReasoner
+from seerseg.reasoners.committee import CommitteeReasoner
+from seerseg.reasoners.decoding import Decoding
+from seerseg.reasoners.prefixes import LEAST_BYTES
+from seerseg.reasoners.vlm import VlmReasoner, load_later
+from seerseg.reasoners.vlm_loading import find
+from seerseg.reasoners.vlm_loading import load as load_model
 
 SHAPE_XYZ = (256, 256, 160)
 CONSTANT_BYTES = 28 << 20
@@ -72,3 +85,34 @@ def test_bytes_per_voxel(tmp_path: Path, dtype: type, prompts: str) -> None:
     stated = max(2 * scan, scan + answers + 1)
     used = (int(made.stdout) - CONSTANT_BYTES) / np.prod(SHAPE_XYZ)
     assert used < stated, f"{used:.2f} bytes per voxel over the constant, stated {stated}"
+
+
+def test_what_the_reasoner_may_remember_is_counted(tmp_path: Path) -> None:
+    """Weights and remembered prefixes of a model, loaded or not, are taken from what scans in flight may hold."""
+    folder = tiny_vlms.qwen(tmp_path / "qwen", "3")
+    reasoner = VlmReasoner(load_model(find(folder, offline=True), device="cpu", dtype=None), Decoding())
+    weights = sum(weight.numel() * 4 for weight in reasoner.model.parameters())
+    assert most_bytes(reasoner) == weights + max(LEAST_BYTES, weights // 4)
+    assert most_bytes(VlmReasoner(reasoner.loaded, Decoding(kept_bytes=1 << 20))) == weights + (1 << 20)
+    later = load_later(source=folder)
+    assert most_bytes(later) == pytest.approx(most_bytes(reasoner), rel=0.01)
+    assert not later.loaded
+    rules = load_reasoner("lexicon")
+    assert most_bytes(rules) == 0
+    assert most_bytes(CascadeReasoner([rules, later])) == most_bytes(CommitteeReasoner([later, rules])) == most_bytes(later)
+    ram = 4 << 30
+    assert default_limit_bytes(0, ram) == ram // 4
+    assert default_limit_bytes(most_bytes(later), ram) == (ram - most_bytes(later)) // 4
+    assert default_limit_bytes(2 * ram, ram) == ram // 32, "a scan at a time still fits"
+    assert most_bytes(load_reasoner("cascade")) > LEAST_BYTES
+
+
+def test_what_is_remembered_stays_under_what_was_counted(tmp_path: Path) -> None:
+    reasoner = load_later(source=tiny_vlms.qwen(tmp_path / "qwen", "3"))
+    for seed in range(3):
+        reasoner.reply([contract.dialogue(text, shown=contract.images(2, seed)) for text in ("left lung", "the ribs")])
+    model = reasoner.made
+    assert isinstance(model, VlmReasoner)
+    held = model.decoder.prefixes.held_bytes
+    weights = sum(weight.numel() * 4 for weight in model.model.parameters())
+    assert 0 < held <= most_bytes(reasoner) - weights

@@ -67,7 +67,12 @@ _SHOWN_LINES = 8
 @option("--merge_parts", type=click.IntRange(1), metavar="N", help="Predict nothing: join the ledgers of N parts, say what is missing.")
 @option("-npp", "--readers", type=click.IntRange(0), default=1, metavar="N", help="Threads that read; 0: no overlap at all.")
 @option("-nps", "--writers", type=click.IntRange(1), default=1, metavar="N", help="Threads that write.")
-@option("--max_memory", type=click.FloatRange(0, min_open=True), metavar="GB", help="Scans in flight. Default: a quarter of the memory.")
+@option(
+    "--max_memory",
+    type=click.FloatRange(0, min_open=True),
+    metavar="GB",
+    help="Scans in flight. Default: a quarter of what the reasoner leaves.",
+)
 @option("--seed", type=int, default=0, help="Seed of the reasoner's replies.")
 @option("--dtype", metavar="NAME", help="float32, bfloat16, float16. Default: what suits the device.")
 @device_option

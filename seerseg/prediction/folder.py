@@ -26,6 +26,7 @@ from seerseg.prediction.predictor import Predictor
 from seerseg.prediction.questions import Asked, Questions, gather
 from seerseg.prediction.stages import CaseResult, Options, Stages, Work, cost_bytes, peak_rss_mb
 from seerseg.protocols.seer import normalise_name
+from seerseg.reasoners.base import most_bytes
 from seerseg.volume import IMAGE_ENDINGS
 
 _TEMPORARY = re.compile(r"\.tmp-[A-Za-z0-9_]{8}-(.+)")
@@ -137,7 +138,7 @@ def predict_folder(
             draw=run.draw,
             write=run.write,
             cost_bytes=cost_bytes,
-            limit_bytes=options.limit_bytes or _default_limit_bytes(),
+            limit_bytes=options.limit_bytes or default_limit_bytes(most_bytes(predictor.model.reasoner)),
             readers=options.readers,
             writers=options.writers,
             overlap=options.overlap,
@@ -271,8 +272,10 @@ def _missing(ledger: Ledger, cases: Sequence[str], results: Sequence[CaseResult]
     return tuple(case for case in cases if state(case) not in ("done", "skipped"))
 
 
-def _default_limit_bytes() -> int:
+def default_limit_bytes(held_bytes: int, ram_bytes: int | None = None) -> int:
+    """What may be in flight: a quarter of the memory that the reasoner leaves, at least a 32nd of all. held_bytes: what the reasoner may
+    come to hold; ram_bytes: all that there is, asked of the machine when None."""
     from seerseg.planning.hardware import hardware
 
-    ram = hardware(ask_gpus=lambda: "").ram_bytes or _FALLBACK_RAM_BYTES
-    return int(ram * _IN_FLIGHT_SHARE)
+    ram = ram_bytes or hardware(ask_gpus=lambda: "").ram_bytes or _FALLBACK_RAM_BYTES
+    return int(max((ram - held_bytes) * _IN_FLIGHT_SHARE, ram * _IN_FLIGHT_SHARE / 8))

@@ -63,7 +63,8 @@ class Predictor:
     """A SeerSeg that is ready to be asked. Parts are loaded when first needed and kept; calls from several threads take turns.
 
     segmenter, reasoner: a name, a folder or an object with the methods of the seam; model_folder: a trained model, of which those
-    two and `protocol` replace parts. With nothing given the shipped defaults. device "auto" is the first GPU, if there is one.
+    two and `protocol` replace parts. With nothing given the shipped defaults: nano draws, and a cascade of the rules and nano reads.
+    device "auto" is the first GPU, if there is one.
     accept_license: the licence of the segmenter's weights was read and allows this use; it stands in every record of the run.
     second_reading: ask once more where mask and answer disagree (a protocol that checks them, such as seerseg), keep what fits better.
     """
@@ -101,7 +102,7 @@ class Predictor:
         self._lock = threading.RLock()
 
     def load(self) -> None:
-        """Load everything now; a ModelError comes here at the latest."""
+        """Load everything now, but for a model that a cascade may never need; another ModelError comes here at the latest."""
         with self._lock:
             _ = self.model.protocol, self.model.reasoner, self.segmenter, self.model.targets
 

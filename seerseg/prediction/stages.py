@@ -32,8 +32,9 @@ _COLOURS = ((230, 60, 60), (70, 200, 90), (80, 140, 255), (250, 200, 50), (200, 
 
 @dataclass(frozen=True)
 class Options:
-    """How a run reads and writes. channel: which channel is shown and segmented; readers, writers: threads; limit_bytes: what
-    may be in flight, None for a quarter of the memory that this process may use; overlap=False: one stage after the other."""
+    """How a run reads and writes. channel: which channel is shown and segmented; readers, writers: threads; limit_bytes: what may be in
+    flight, None for a quarter of the memory that this process may use and the reasoner leaves; overlap=False: one stage after the
+    other."""
 
     per_request: bool = False
     overwrite: bool = False

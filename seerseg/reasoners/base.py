@@ -52,6 +52,21 @@ class ReasonerFactory(Protocol):
         ...
 
 
+@runtime_checkable
+class HoldingReasoner(Protocol):
+    """A reasoner that holds main memory worth counting."""
+
+    @property
+    def most_bytes(self) -> int:
+        """The most that it may come to hold: weights and what it remembers of dialogues; 0 where both are on a GPU."""
+        ...
+
+
+def most_bytes(reasoner: Reasoner) -> int:
+    """What a reasoner says that it may come to hold of main memory; 0 for one that says nothing."""
+    return reasoner.most_bytes if isinstance(reasoner, HoldingReasoner) else 0
+
+
 @dataclass(frozen=True)
 class Weighed:
     """One thing that a request can mean: a reply that says so, and how likely that is, 0..1. spoken: it is what the reasoner replies when

@@ -15,7 +15,7 @@ from typing import Any
 from seerseg.errors import UsageError
 from seerseg.protocols.messages import Message
 from seerseg.reasoners import load_members
-from seerseg.reasoners.base import Reasoner, ReasonerCard, Weighed, WeighingReasoner
+from seerseg.reasoners.base import Reasoner, ReasonerCard, Weighed, WeighingReasoner, most_bytes
 from seerseg.reasoners.opinions import drawn, joint_card, opinions, spoken
 
 SURE = 0.4
@@ -55,6 +55,11 @@ class CascadeReasoner:
         for number, said in zip(left, self.members[0].reply([dialogues[number] for number in left], samples, seed), strict=True):
             out[number] = said
         return out
+
+    @property
+    def most_bytes(self) -> int:
+        """That of all members."""
+        return sum(most_bytes(member) for member in self.members)
 
     def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
         """What the first member thinks that has an opinion, sure or not: whoever asks for shares decides by them."""

@@ -14,7 +14,7 @@ from typing import Any
 from seerseg.errors import UsageError
 from seerseg.protocols.messages import Message
 from seerseg.reasoners import load_members
-from seerseg.reasoners.base import Reasoner, ReasonerCard, Weighed
+from seerseg.reasoners.base import Reasoner, ReasonerCard, Weighed, most_bytes
 from seerseg.reasoners.opinions import answer_of, drawn, joint_card, opinions, spoken
 
 DISSENT = 0.1
@@ -33,6 +33,11 @@ class CommitteeReasoner:
     def card(self) -> ReasonerCard:
         """Identity and licences of all members."""
         return joint_card("committee", [member.card for member in self.members])
+
+    @property
+    def most_bytes(self) -> int:
+        """That of all members."""
+        return sum(most_bytes(member) for member in self.members)
 
     def weigh(self, dialogues: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
         """The shares of those that have an opinion, multiplied (a log-linear pool); the reply is that of the member surest of it."""

@@ -10,11 +10,13 @@ from seerseg.reasoners.base import Reasoner, ReasonerCard, Weighed, WeighingReas
 
 
 class LazyReasoner:
-    """card: what `load` is going to give. Asking it about no dialogue loads nothing; a fault of loading comes with the first question,
-    and again with the next."""
+    """card: that of what `load` is going to give; most_bytes: as of `HoldingReasoner`, loaded or not.
 
-    def __init__(self, card: ReasonerCard, load: Callable[[], Reasoner]) -> None:
-        self.card = card
+    Asking it about no dialogue loads nothing; a fault of loading comes with the first question, and again with the next.
+    """
+
+    def __init__(self, card: ReasonerCard, load: Callable[[], Reasoner], *, most_bytes: int = 0) -> None:
+        self.card, self.most_bytes = card, most_bytes
         self._load = load
         self._made: Reasoner | None = None
         self._lock = threading.Lock()
@@ -40,8 +42,8 @@ class LazyReasoner:
 class LazyWeigher(LazyReasoner):
     """One that weighs. load: gives a `WeighingReasoner`."""
 
-    def __init__(self, card: ReasonerCard, load: Callable[[], WeighingReasoner]) -> None:
-        super().__init__(card, load)
+    def __init__(self, card: ReasonerCard, load: Callable[[], WeighingReasoner], *, most_bytes: int = 0) -> None:
+        super().__init__(card, load, most_bytes=most_bytes)
 
     @property
     def _weigher(self) -> WeighingReasoner:

@@ -25,7 +25,7 @@ from seerseg.protocols.seer import normalise_name
 from seerseg.reasoners.base import ReasonerCard, Weighed
 from seerseg.reasoners.decoding import Decoding
 from seerseg.reasoners.lazy import LazyWeigher
-from seerseg.reasoners.vlm import VlmReasoner, card_ahead
+from seerseg.reasoners.vlm import VlmReasoner, bytes_ahead, card_ahead
 from seerseg.reasoners.vlm_loading import SHIPPED as SHIPPED_MODELS
 from seerseg.reasoners.vlm_loading import Source, find
 from seerseg.reasoners.vlm_loading import load as load_model
@@ -184,7 +184,8 @@ def load_later(
     """As `load`, but the model is put together when it is first asked."""
     found, settings = find(source or SHIPPED, offline=offline), _decoding(decoding)
     card = _named(card_ahead(found, settings, device=device, dtype=dtype), found)
-    return LazyWeigher(card, lambda: NanoReasoner(load_model(found, device=device, dtype=dtype), settings))
+    size = bytes_ahead(found, settings, device=device, dtype=dtype)
+    return LazyWeigher(card, lambda: NanoReasoner(load_model(found, device=device, dtype=dtype), settings), most_bytes=size)
 
 
 def _decoding(given: dict[str, Any]) -> Decoding:

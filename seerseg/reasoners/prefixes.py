@@ -168,11 +168,15 @@ def _state(model: Any) -> Any:
     return counts, values, model.training, torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind)
 
 
+def most_bytes(weights_bytes: int, limit_bytes: int | None = None) -> int:
+    """What a model of that size may come to remember in main memory. limit_bytes: as of `Prefixes`."""
+    return max(LEAST_BYTES, weights_bytes // 4) if limit_bytes is None else limit_bytes
+
+
 def _limit(model: Any, held: int) -> int:
     import torch
 
-    weights = sum(w.numel() * w.element_size() for w in model.parameters())
-    limit = max(LEAST_BYTES, weights // 4)
+    limit = most_bytes(sum(w.numel() * w.element_size() for w in model.parameters()))
     if model.device.type != "cuda":
         return limit
     free = torch.cuda.mem_get_info(model.device)[0] + torch.cuda.memory_reserved(model.device) - torch.cuda.memory_allocated(model.device)

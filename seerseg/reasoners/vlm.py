@@ -30,7 +30,8 @@ from seerseg.quiet import quiet
 from seerseg.reasoners.base import ReasonerCard
 from seerseg.reasoners.decoding import Decoder, Decoding, Draw, Encoded, Line, Shown
 from seerseg.reasoners.lazy import LazyReasoner
-from seerseg.reasoners.vlm_loading import Loaded, Source, check_torchvision, default_dtype, find, identity, licence_of
+from seerseg.reasoners.prefixes import most_bytes
+from seerseg.reasoners.vlm_loading import Loaded, Source, check_torchvision, count_weights, default_dtype, find, identity, licence_of
 from seerseg.reasoners.vlm_loading import load as load_model
 
 _MROPE, _PLAIN = "mrope", "plain"
@@ -86,6 +87,14 @@ class VlmReasoner:
         """Identity: weights, configuration, number type and decoding."""
         made = self.loaded
         return card_of(made.source, made.identity, str(self.model.dtype), self.decoding, made.licence, self.model.config.model_type)
+
+    @property
+    def most_bytes(self) -> int:
+        """As of `HoldingReasoner`."""
+        if self.model.device.type != "cpu":
+            return 0
+        weights = sum(w.numel() * w.element_size() for w in self.model.parameters())
+        return weights + (most_bytes(weights, self.decoding.kept_bytes) if self.shares_prefix else 0)
 
     @property
     def shares_prefix(self) -> bool:
@@ -455,6 +464,14 @@ def card_ahead(source: Source, decoding: Decoding, *, device: str, dtype: str | 
     return card_of(source, identity(source), f"torch.{dtype or default_dtype(device)}", decoding, licence, kind)
 
 
+def bytes_ahead(source: Source, decoding: Decoding, *, device: str, dtype: str | None) -> int:
+    """`VlmReasoner.most_bytes` of a model that is not loaded yet, with room to remember whether its architecture does or not."""
+    if device != "cpu":
+        return 0
+    weights = count_weights(source.folder) * (4 if (dtype or default_dtype(device)) == "float32" else 2)
+    return weights + most_bytes(weights, decoding.kept_bytes)
+
+
 def load(
     *,
     source: str | Path | None = None,
@@ -477,4 +494,5 @@ def load_later(*, source: str | Path, device: str = "cpu", dtype: str | None = N
     """As `load`, but the model is put together when it is first asked."""
     found, decoding = find(source, offline=offline), Decoding()
     card = card_ahead(found, decoding, device=device, dtype=dtype)
-    return LazyReasoner(card, lambda: VlmReasoner(load_model(found, device=device, dtype=dtype), decoding))
+    size = bytes_ahead(found, decoding, device=device, dtype=dtype)
+    return LazyReasoner(card, lambda: VlmReasoner(load_model(found, device=device, dtype=dtype), decoding), most_bytes=size)
