@@ -176,7 +176,7 @@ class TestContract:
         array = drawing.array_zyx
         oblique = Volume(array, Grid(array.shape, turn @ drawing.affine), "CT")  # type: ignore[arg-type]
         scan = inference.look(oblique)
-        spacing, grid = inference._coarse_grid(scan)
+        spacing, grid = inference.coarse_grid(scan)
         picture = inference._read(scan, grid)
         assert picture.shape == grid.shape_zyx
         zyx = np.argwhere(drawing.mask("right lung")).mean(0)

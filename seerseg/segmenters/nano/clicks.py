@@ -140,9 +140,9 @@ class Concepts:
 
     def __init__(self, network: NanoNetwork, features: list[Tensor], pooled: Tensor, coordinates: Tensor, table: Tensor) -> None:
         """features, pooled, coordinates of one crop, as `NanoNetwork.decode` takes them; table (P, T): the names, embedded."""
-        self._network, self._seen, self._table = network, (features, pooled, coordinates), table
+        self._network, self.seen, self._table = network, (features, pooled, coordinates), table
         with torch.no_grad():
-            self.half = torch.sigmoid(network.decode(*self._seen, table, finest=1)[0]) if len(table) else coordinates.new_zeros(0)
+            self.half = torch.sigmoid(network.decode(*self.seen, table, finest=1)[0]) if len(table) else coordinates.new_zeros(0)
             """Probabilities at half resolution, (P, Z/2, Y/2, X/2)."""
 
     @torch.no_grad()
@@ -158,7 +158,7 @@ class Concepts:
         index = int(fits.argmax())
         if float(fits[index]) < LEAST_FIT:
             return nothing
-        logits, _ = self._network.decode(*self._seen, self._table[index : index + 1])
+        logits, _ = self._network.decode(*self.seen, self._table[index : index + 1])
         return (logits / 3).clamp(-2, 2) * fits[index]
 
     def _fits(self, prompts: Tensor) -> Tensor:

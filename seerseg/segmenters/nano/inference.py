@@ -35,6 +35,7 @@ SPAN = 64
 FOUND = 0.3
 """Coarse probability above which a voxel asks for a fine tile."""
 PROMPTS_AT_ONCE = 16
+PRESENCE_THRESHOLD = 0.5
 TRUST_OUTSIDE_CT = 0.5
 """How far intensities are believed where they are no Hounsfield units; from 0.25 to 1 hardly differs on validation cases."""
 BAND = 2
@@ -85,7 +86,7 @@ def answer(network: NanoNetwork, volume: Volume, texts: Sequence[str], *, thresh
     scan = look(volume)
     with torch.inference_mode():
         queries = [network.text([text]) for text in texts]
-        spacing, grid = _coarse_grid(scan)
+        spacing, grid = coarse_grid(scan)
         encoded = _encode(network, scan, grid, spacing)
         out: list[Answer] = []
         for start in range(0, len(texts), PROMPTS_AT_ONCE):
@@ -136,7 +137,8 @@ def _finite(values: Float32, fill: float = 0.0) -> Float32:
     return np.nan_to_num(values, nan=fill, posinf=fill, neginf=fill)
 
 
-def _coarse_grid(scan: Scan) -> tuple[float, Grid]:
+def coarse_grid(scan: Scan) -> tuple[float, Grid]:
+    """Spacing in mm and grid of the coarse pass, about the body box."""
     extent = scan.box_hi - scan.box_lo
     spacing = float(np.clip(extent.max() / 64, 1.0, 6.0))
     shape = [min(112, rounded(e / spacing)) for e in extent]

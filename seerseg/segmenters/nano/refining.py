@@ -2,6 +2,9 @@
 
 Crops lie along the world's axes, as those of the text network do, and every crop is drawn twice, once mirrored left to right, and
 averaged: what is on the left is drawn like what is on the right.
+
+Where words came too and the whole scan fits one view, as a scan cut out around its target does, three opinions are averaged: the click
+network's on the crop, its on the whole view, and what the words mean there, bent to the clicks.
 """
 
 from __future__ import annotations
@@ -16,8 +19,21 @@ from torch import Tensor
 from seerseg.prompts import Box2D, Box3D, Point, Prompt
 from seerseg.segmenters.nano import inputs
 from seerseg.segmenters.nano.clicks import WINDOWS, ClickNetwork, Concepts, prompt_channels
-from seerseg.segmenters.nano.inference import Field, Float32, Scan, averaged, isotropic, look, paint, picture
-from seerseg.segmenters.nano.network import NanoNetwork
+from seerseg.segmenters.nano.inference import (
+    CROP_MM,
+    PRESENCE_THRESHOLD,
+    Field,
+    Float32,
+    Scan,
+    averaged,
+    coarse_grid,
+    isotropic,
+    look,
+    paint,
+    picture,
+)
+from seerseg.segmenters.nano.network import NanoNetwork, normalise, side_of
+from seerseg.segmenters.nano.obeying import obeying
 from seerseg.volume import Grid, Mask, Volume, resample
 
 Bool = NDArray[np.bool_]
@@ -44,6 +60,10 @@ unless the target is too large to be seen as finely as the scan allows: a coarse
 HELD = 4
 RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
+NEAR, FAR, SAID = 0.25, 0.25, 0.5
+"""Weights of the logits: of the click network on the crop, on the whole view, and of the words (chosen on validation cases)."""
+BEYOND_CROP = -12.0
+"""Logit of the click network outside its crop about what is pointed at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,25 +80,55 @@ class Desk:
     """One volume on the desk: its scaling, and the crops encoded so far. reuse: a crop that still fits serves the next prompt too, so that
     a session encodes the image once; without it what is drawn depends on the prompt alone."""
 
-    def __init__(self, encoder: NanoNetwork, network: ClickNetwork, names: Tensor, volume: Volume, *, reuse: bool = False) -> None:
-        """names (P, T): the known names, embedded."""
-        self._encoder, self._network, self._names, self._reuse = encoder, network, names, reuse
+    def __init__(
+        self,
+        encoder: NanoNetwork,
+        network: ClickNetwork,
+        names: Tensor,
+        volume: Volume,
+        *,
+        reuse: bool = False,
+        presence: float = PRESENCE_THRESHOLD,
+    ) -> None:
+        """names (P, T): the known names, embedded; presence: below it what words mean is not in the scan."""
+        self._encoder, self._network, self._names, self._reuse, self._presence = encoder, network, names, reuse, presence
         self._own_shape = volume.grid.shape_zyx
         self._volume = _thickened(volume)
         self._seen: Scan | None = None
         self._held: list[_Encoded] = []
+        self._view: _Encoded | None = None
+        self._said: dict[str, Float32 | None] = {}
 
     @torch.inference_mode()
-    def draw(self, prompt: Prompt) -> Bool:
-        """The mask (Z, Y, X) for a checked prompt with a box, a positive click or a mask that is not empty."""
+    def hears(self, words: str, before: Mask | None) -> bool:
+        """Whether words count beside the mask before: that lies on more than one slice, the whole scan fits one view, and they mean
+        something in it."""
+        return bool(words) and _deep(before) and self._meant(words) is not None
+
+    @torch.inference_mode()
+    def draw(self, prompt: Prompt, words: str = "") -> Bool:
+        """The mask (Z, Y, X) for a checked prompt with a box, a positive click or a mask that is not empty. words: they count where `hears`
+        says so."""
         if self._volume.grid.shape_zyx != self._own_shape:
             prompt = _lifted(prompt, self._own_shape, self._volume.grid)
         prompt = _sliced(prompt, self._volume.grid.shape_zyx)
-        if self._seen is None:
-            self._seen = look(self._volume)
-        scan = self._seen
+        mask = self._drawn(prompt, words)
+        for positive in (False, True):
+            for point in prompt.points:
+                if point.positive is positive:
+                    mask[tuple(min(n - 1, max(0, int(np.floor(v + 0.5)))) for v, n in zip(point.zyx, mask.shape, strict=True))] = positive
+        if mask.shape != self._own_shape:
+            mask = np.ascontiguousarray(mask[tuple(slice(1, 2) if n == 1 else slice(None) for n in self._own_shape)])
+        return mask
+
+    def _drawn(self, prompt: Prompt, words: str) -> Bool:
+        """The mask, on the thickened volume."""
+        scan = self._scan()
+        meant = self._meant(words) if words and _deep(prompt.mask) else None
         field_lo, field_hi = _world_box(self._volume.grid, np.full(3, -0.5), np.array(self._volume.grid.shape_zyx) - 0.5)
         low, high = _pointed_at(self._volume.grid, prompt)
+        if meant is not None:
+            return self._agreed(scan, prompt, meant, self._crop(scan, np.maximum(low, field_lo), np.minimum(high, field_hi)))
         for _ in range(LOOKS):
             low, high = np.maximum(low, field_lo), np.minimum(high, field_hi)
             crop = self._crop(scan, low, high)
@@ -92,16 +142,45 @@ class Desk:
         coarse = spacing > CLOSER * finest_mm(scan)
         if prompt.points and coarse:
             mask = self._closer(scan, prompt, mask, max(finest_mm(scan), spacing / ZOOM))
-        if prompt.mask is not None and prompt.points and prompt.mask.array.any() and not _on_one_slice(prompt.mask.array):
+        if prompt.mask is not None and prompt.points and _deep(prompt.mask):
             everywhere = bool(prompt.boxes) and not coarse
             mask = edited(prompt.mask.array, mask, prompt.points, self._volume.grid.spacing_zyx, everywhere=everywhere)
-        for positive in (False, True):
-            for point in prompt.points:
-                if point.positive is positive:
-                    mask[tuple(min(n - 1, max(0, int(np.floor(v + 0.5)))) for v, n in zip(point.zyx, mask.shape, strict=True))] = positive
-        if mask.shape != self._own_shape:
-            mask = np.ascontiguousarray(mask[tuple(slice(1, 2) if n == 1 else slice(None) for n in self._own_shape)])
         return mask
+
+    def _agreed(self, scan: Scan, prompt: Prompt, meant: Float32, crop: _Encoded) -> Bool:
+        """What the crop, the whole view and the words say together. meant: logits of the words on the view."""
+        view = self._whole(scan)
+        far = self._look(view, prompt, prompt.mask)
+        near = np.asarray(resample(self._look(crop, prompt, prompt.mask), crop.grid, view.grid, order=1, fill=BEYOND_CROP))
+        said = obeying(meant, view.grid, self._volume.grid, prompt.points)
+        return self._paint(scan, view.grid, np.ascontiguousarray(NEAR * near + FAR * far + SAID * said, dtype=np.float32))
+
+    def _meant(self, words: str) -> Float32 | None:
+        """Logits of the words on the whole view, plain and mirrored, averaged; None when the scan does not fit one view or what they mean
+        is not in it."""
+        if words not in self._said:
+            scan = self._scan()
+            self._said[words] = self._decoded(scan, words) if _in_one_view(scan) else None
+        return self._said[words]
+
+    def _decoded(self, scan: Scan, words: str) -> Float32 | None:
+        view, query = self._whole(scan), self._encoder.text([words])
+        logits, seen = self._encoder.decode(*view.concepts[0].seen, query)
+        if float(torch.sigmoid(seen[0])) < self._presence or not bool((logits > 0).any()):
+            return None
+        mirrored, _ = self._encoder.decode(*view.concepts[1].seen, self._encoder.text([_other_side(words)]))
+        return np.ascontiguousarray((0.5 * (logits[0] + mirrored[0].flip(-1))).float().cpu().numpy())
+
+    def _whole(self, scan: Scan) -> _Encoded:
+        """All of the scan, on the grid on which words are read."""
+        if self._view is None:
+            self._view = self._encoded(scan, *coarse_grid(scan))
+        return self._view
+
+    def _scan(self) -> Scan:
+        if self._seen is None:
+            self._seen = look(self._volume)
+        return self._seen
 
     def _closer(self, scan: Scan, prompt: Prompt, mask: Bool, spacing: float) -> Bool:
         """The mask with what a finer crop about the newest click shows."""
@@ -122,6 +201,11 @@ class Desk:
             same = held.grid.shape_zyx == grid.shape_zyx and held.grid.close_to(grid, 1e-6)
             if same or (self._reuse and _fits(held.grid, spacing, low, high)):
                 return held
+        made = self._encoded(scan, spacing, grid)
+        self._held = [*self._held[1 - HELD :], made]
+        return made
+
+    def _encoded(self, scan: Scan, spacing: float, grid: Grid) -> _Encoded:
         image, conditions = picture(self._encoder, scan, grid, spacing)
         mirror = image.flip(-1)
         mirror[:, WINDOWS] *= -1  # x, relative to the body
@@ -131,9 +215,7 @@ class Desk:
             Concepts(self._encoder, [f[k : k + 1] for f in features], pooled[k : k + 1], both[k : k + 1, WINDOWS:], self._names)
             for k in (0, 1)
         )
-        made = _Encoded(grid, both[:, :WINDOWS], self._network.sight(features), (plain, mirrored))
-        self._held = [*self._held[1 - HELD :], made]
-        return made
+        return _Encoded(grid, both[:, :WINDOWS], self._network.sight(features), (plain, mirrored))
 
     def _look(self, crop: _Encoded, prompt: Prompt, before: Mask | None) -> Float32:
         """Logits on the crop."""
@@ -189,11 +271,25 @@ def _to_the_edge(mask: Bool, at: tuple[int, ...], spacing_mm: tuple[float, float
     return min(EDIT_MM, float(np.sqrt((away**2).sum(1).min())))
 
 
-def _on_one_slice(mask: Bool) -> bool:
-    return _single(_extent(mask), mask.shape) is not None
+def _deep(mask: Mask | None) -> bool:
+    """Whether there is a mask on more than one slice."""
+    return mask is not None and bool(mask.array.any()) and _single(_extent(mask.array), mask.array.shape) is None
 
 
 # ------------------------------------------------------------------------------------------------------------------- crops
+
+
+def _in_one_view(scan: Scan) -> bool:
+    """Whether words are read from the whole scan at once, about as finely as clicks are."""
+    grid = scan.volume.grid
+    extent = np.array(grid.shape_zyx) * grid.spacing_zyx
+    return bool(extent.max() < CROP_MM) and coarse_grid(scan)[0] <= CLOSER * finest_mm(scan)
+
+
+def _other_side(words: str) -> str:
+    """The words for a mirrored scan: left and right exchanged."""
+    swapped = {1: "right", 2: "left"}.get(side_of(words))
+    return words if swapped is None else " ".join(swapped if side_of(word) in (1, 2) else word for word in normalise(words).split())
 
 
 def finest_mm(scan: Scan) -> float:

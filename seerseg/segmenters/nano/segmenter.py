@@ -24,18 +24,17 @@ from seerseg.errors import SegmenterError, WeightsError, did_you_mean
 from seerseg.prompts import Point, Prompt
 from seerseg.segmenters.base import Capabilities, ModelCard, Segmentation, Session, answered
 from seerseg.segmenters.nano.clicks import ClickNetwork, encoder_digest, load_clicks
-from seerseg.segmenters.nano.inference import answer
+from seerseg.segmenters.nano.inference import PRESENCE_THRESHOLD, answer
 from seerseg.segmenters.nano.network import NanoConfig, NanoNetwork, normalise
 from seerseg.segmenters.nano.refining import Desk
 from seerseg.volume import Mask, Volume
 
 SHIPPED = Path(__file__).resolve().parents[2] / "weights" / "nano_segmenter"
 SHIPPED_CLICKS = SHIPPED.with_name("nano_clicks")
-PRESENCE_THRESHOLD = 0.5
 FINE_SHARE = 0.5
 _SCHEMA = 1
 _WORDS = frozenset({"text", "class"})
-CLICKS_REVISION = 3
+CLICKS_REVISION = 4
 """Part of the identity: raise it whenever refining draws other masks from the same weights."""
 _REVISION = 3  # part of the identity: raise it whenever inference draws other masks from the same weights
 
@@ -231,7 +230,8 @@ class _Session:
             placed = {_voxel(point) for point in prompt.points}  # a later click on the same voxel corrects the earlier one
             points = (*(point for point in last.prompt.points if _voxel(point) not in placed), *prompt.points)
             mask = last.mask if last.mask is not None and last.mask.array.any() else None
-            prompt = Prompt(boxes=prompt.boxes or last.prompt.boxes, points=points, mask=mask)
+            words = _words(last.prompt) if self._desk.hears(_words(last.prompt), mask) else None
+            prompt = Prompt(text=words, boxes=prompt.boxes or last.prompt.boxes, points=points, mask=mask)
         found = self._segmenter._answer(self._volume, [prompt], self._desk)[0]
         if found.status != "unsupported":
             self._turns.append(found)
@@ -281,13 +281,13 @@ def _pointed(volume: Volume, prompt: Prompt, desk: Desk, read: Segmentation | No
             asked = replace(prompt, mask=read.mask)
         else:
             message = f"{read.message} The mask is drawn from the other prompts alone."
-    elif _words(prompt):
+    elif _words(prompt) and not desk.hears(_words(prompt), prompt.mask):
         message = "The words were not read: " + ("a mask came with them." if prompt.mask is not None else "the scan is a single slice.")
     drawn = asked.mask is not None and bool(asked.mask.array.any())
     if not (asked.boxes or drawn or any(point.positive for point in asked.points)):
         empty = np.zeros(volume.grid.shape_zyx, dtype=np.bool_)
         return answered(volume, prompt, empty, presence=presence, message=read.message if read is not None else message)
-    mask = desk.draw(asked)
+    mask = desk.draw(asked, _words(prompt))
     message = message or ("" if mask.any() else "Nothing was drawn there: give a box, or another point.")
     seconds = time.perf_counter() - started + (read.seconds if read is not None else 0.0)
     return answered(volume, prompt, mask, presence=presence, message=message, seconds=seconds)
