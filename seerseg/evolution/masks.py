@@ -17,11 +17,12 @@ from seerseg.errors import OutputError
 from seerseg.paths import write_atomically
 from seerseg.prompts import Prompt
 from seerseg.segmenters.base import Segmentation, Segmenter, Wrapping
+from seerseg.segmenters.packed import PackedMask
 from seerseg.volume import Mask, Volume
 
 
 class KeptMasks(Wrapping):
-    """A segmenter that keeps what it drew, in `folder`, one small file a mask (packed bits). A file that cannot be read is drawn
+    """A segmenter that keeps what it drew, in `folder`, one small file a mask (`PackedMask`). A file that cannot be read is drawn
     again, and a folder that cannot be written to keeps nothing. Refusals are not kept. Sessions go to the segmenter."""
 
     def __init__(self, segmenter: Segmenter, folder: Path) -> None:
@@ -47,9 +48,12 @@ class KeptMasks(Wrapping):
 
 def _keep(path: Path, result: Segmentation, mask: Mask) -> None:
     about = {"status": result.status, "name": mask.name, "presence": result.presence, "message": result.message, "nearest": result.nearest}
+    voxels = PackedMask.of(mask.array)
     data = {
-        "shape": np.array(mask.array.shape),
-        "bits": np.packbits(mask.array),
+        "grid": np.array(mask.array.shape),
+        "lo": np.array(voxels.lo),
+        "shape": np.array(voxels.shape),
+        "bits": voxels.bits,
         "about": np.frombuffer(json.dumps(about).encode(), np.uint8),
     }
 
@@ -66,10 +70,10 @@ def _read(path: Path, volume: Volume, prompt: Prompt) -> Segmentation | None:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as kept:
             about = json.loads(kept["about"].tobytes())
-            if tuple(kept["shape"].tolist()) != tuple(shape):
+            if tuple(kept["grid"].tolist()) != tuple(shape):
                 return None
-            array = np.unpackbits(kept["bits"], count=int(np.prod(shape))).view(np.bool_).reshape(shape)
-        mask = Mask(array, volume.grid, str(about["name"]))
+            voxels = PackedMask(tuple(kept["lo"].tolist()), tuple(kept["shape"].tolist()), kept["bits"])
+        mask = Mask(voxels.unpacked(shape), volume.grid, str(about["name"]))
         return Segmentation(prompt, about["status"], mask, about["presence"], about["message"], tuple(about["nearest"]))
     except (OSError, ValueError, KeyError, TypeError, EOFError, zlib.error, BadZipFile):
         return None

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from seerseg.errors import SegmenterError
 from seerseg.prompts import Prompt
 from seerseg.segmenters.base import Segmentation, Segmenter, Status, Wrapping
+from seerseg.segmenters.packed import PackedMask
 from seerseg.volume import Mask, Volume
 
 Key = tuple[str, int, str, str]
@@ -36,12 +34,10 @@ class CacheStatistics:
 
 @dataclass(frozen=True, eq=False)
 class _Answer:
-    """One answer; `bits` are the packed voxels of the mask's bounding box [lo, lo + shape), None when there is no mask."""
+    """One answer; voxels: None when there is no mask."""
 
     status: Status
-    lo: tuple[int, int, int]
-    shape: tuple[int, int, int]
-    bits: NDArray[np.uint8] | None
+    voxels: PackedMask | None
     name: str
     presence: float | None
     message: str
@@ -49,7 +45,7 @@ class _Answer:
 
     @property
     def bytes(self) -> int:
-        return OVERHEAD_BYTES + (0 if self.bits is None else self.bits.nbytes) + len(self.message) + len(self.name)
+        return OVERHEAD_BYTES + (0 if self.voxels is None else self.voxels.bits.nbytes) + len(self.message) + len(self.name)
 
 
 class CachedSegmenter(Wrapping):
@@ -166,24 +162,13 @@ class CachedSegmenter(Wrapping):
 
 
 def _packed(result: Segmentation) -> _Answer:
-    lo, shape, bits, name = (0, 0, 0), (0, 0, 0), None, ""
-    if result.mask is not None:
-        array, name = result.mask.array, result.mask.name
-        spans = [np.flatnonzero(array.any(axis=tuple(a for a in range(3) if a != axis))) for axis in range(3)]
-        if spans[0].size:
-            lo = (int(spans[0][0]), int(spans[1][0]), int(spans[2][0]))
-            shape = (int(spans[0][-1]) - lo[0] + 1, int(spans[1][-1]) - lo[1] + 1, int(spans[2][-1]) - lo[2] + 1)
-        bits = np.packbits(array[tuple(slice(start, start + n) for start, n in zip(lo, shape, strict=True))])
-    return _Answer(result.status, lo, shape, bits, name, result.presence, result.message, result.nearest)
+    mask = result.mask
+    voxels = None if mask is None else PackedMask.of(mask.array)
+    return _Answer(result.status, voxels, "" if mask is None else mask.name, result.presence, result.message, result.nearest)
 
 
 def _unpacked(volume: Volume, prompt: Prompt, answer: _Answer) -> Segmentation:
     start = time.perf_counter()
-    mask = None
-    if answer.bits is not None:
-        array = np.zeros(volume.grid.shape_zyx, dtype=np.bool_)
-        voxels = np.unpackbits(answer.bits, count=int(np.prod(answer.shape))).view(np.bool_).reshape(answer.shape)
-        array[tuple(slice(lo, lo + n) for lo, n in zip(answer.lo, answer.shape, strict=True))] = voxels
-        mask = Mask(array, volume.grid, answer.name)
+    mask = None if answer.voxels is None else Mask(answer.voxels.unpacked(volume.grid.shape_zyx), volume.grid, answer.name)
     seconds = time.perf_counter() - start
     return Segmentation(prompt, answer.status, mask, answer.presence, answer.message, answer.nearest, seconds)
