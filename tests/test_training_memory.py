@@ -13,7 +13,7 @@ from test_training_runs import SETTINGS
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from seerseg.reasoners.vlm_loading import Source
-from seerseg.training.memory import Estimate, adapter_parameters, estimate, fitting
+from seerseg.training.memory import Estimate, adapter_parameters, estimate, fitting, shared_by
 from seerseg.training.settings import TrainSettings
 from seerseg.training.tuning import VISION, Shape, is_vision, shape_of, source_of
 from seerseg.views import ViewSpec
@@ -193,6 +193,39 @@ def test_a_4b_model_in_the_sizes_of_gpus() -> None:
     assert four.total < whole.total - 5 * 2**30
     full = estimate(dataclasses.replace(settings, tuning="full"), FOUR_B, spec)
     assert full.total / 2**30 > 60
+
+
+def test_processes_that_share_weights_hold_them_whole_while_they_answer() -> None:
+    spec = ViewSpec()
+    settings = dataclasses.replace(
+        SETTINGS, tuning="full", dtype="bfloat16", batch=8, max_tokens=2432, max_new_tokens=256, checkpointing=True, stage="grpo"
+    )
+    alone, shared = (estimate(settings, FOUR_B, spec, shares=n) for n in (1, 4))
+    for part in ("learning weights", "Adam"):
+        assert abs(shared.parts[part] - alone.parts[part] / 4) <= 1
+    moment = sum(shared.parts[part] for part in ("activations", "head", "gradients", "generation"))
+    assert moment >= 2 * FOUR_B.parameters
+    assert shared.total < 0.6 * alone.total
+    many = estimate(settings, FOUR_B, spec, shares=1000)
+    assert many.total > 2 * FOUR_B.parameters, "however many processes there are"
+    assert estimate(dataclasses.replace(settings, stage="sft"), FOUR_B, spec, shares=4).total > 2 * FOUR_B.parameters
+
+
+@pytest.mark.parametrize(
+    ("said", "shares"),
+    [
+        ({}, 1),
+        ({"ACCELERATE_USE_FSDP": "true"}, 4),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2"}, 1),
+        ({"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, 4),
+    ],
+)
+def test_accelerate_s_launcher_says_whether_weights_are_shared(monkeypatch: pytest.MonkeyPatch, said: dict[str, str], shares: int) -> None:
+    for name in ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert shared_by(4) == shares
 
 
 def test_slices_are_counted_in_the_size_that_the_processor_brings_them_to() -> None:

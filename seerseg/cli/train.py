@@ -197,7 +197,7 @@ class _Job:
     def settle(self, given: dict[str, Any]) -> tuple[TrainSettings, Estimate, Any]:
         """Settings for what there is to learn and for this machine's memory."""
         from seerseg.planning import hardware
-        from seerseg.training.memory import estimate, fitting
+        from seerseg.training.memory import estimate, fitting, shared_by
         from seerseg.training.settings import SMALL_PARAMETERS, settings_from
         from seerseg.training.tuning import shape_of
 
@@ -218,9 +218,10 @@ class _Job:
             dtype=given["dtype"] or ("float32" if self.device == "cpu" else None),
             protocol=self.ground.protocol,
         )
+        shares = shared_by(self.processes)
         if not given["micro_batch"]:
-            settings = fitting(settings, shape, self.ground.spec, _memory_bytes(self.device, hardware()))
-        return settings, estimate(settings, shape, self.ground.spec), samples
+            settings = fitting(settings, shape, self.ground.spec, _memory_bytes(self.device, hardware()), shares=shares)
+        return settings, estimate(settings, shape, self.ground.spec, shares=shares), samples
 
 
 def _train(job: _Job, settings: TrainSettings, samples: Any, given: dict[str, Any]) -> None:

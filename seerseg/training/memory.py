@@ -13,7 +13,10 @@ and the largest of these moments:
                         4096 tokens by 32768 words, on a GPU of reply tokens alone, on a CPU of all tokens and with seven copies of a tile
     a layer again       with checkpointing: the inputs, one layer's activations and their gradients
     backward is over    gradients, 4 per learning parameter
-    generation (grpo)   keys and values of the replies that are written at once
+    generation          keys and values of the replies that are written at once (grpo)
+
+Where processes share the weights (FSDP, ZeRO-3), each holds its part of weights, Adam and gradients, in a forward pass two layers at a
+time with embeddings and head, and during generation (validation's too) all weights in the type of computation: see `whole`.
 
 Counts per layer are of what transformers' Llama-like layers keep for backward (inputs of norms and of products, rotated queries and keys,
 attention's output, gate, up, their product), attention without a matrix of all pairs. Tests compare with what torch holds.
@@ -22,6 +25,7 @@ attention's output, gate, up, their product), attention without a matrix of all 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -56,8 +60,11 @@ class Estimate:
         return sum(self.parts.values())
 
 
-def estimate(settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: int | None = None, on_gpu: bool | None = None) -> Estimate:
-    """What one process needs. tokens: of the longest sample where it is known, else the plan's budget."""
+def estimate(
+    settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: int | None = None, on_gpu: bool | None = None, shares: int = 1
+) -> Estimate:
+    """What one process needs. tokens: of the longest sample where it is known, else the plan's budget; shares: processes that hold the
+    weights together."""
     images = spec.count * (1 + len(spec.also))
     least, most = shape.image_area_px
     size = math.isqrt(min(max(spec.size_px**2, least), most))
@@ -80,7 +87,10 @@ def estimate(settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: i
     activations = cells * (shape.layers * kept + 4 * shape.hidden * stream)
     if settings.train_vision:
         activations += settings.micro_batch * patches * shape.vision_layers * _vision_layer(shape, width)
+    ends = min(2.0 * shape.vocabulary * shape.hidden, float(shape.parameters))  # embeddings and head
     copies = learning * width if whole and width < 4 else 0.0
+    if shares > 1:
+        copies = width * (ends + 2 * (shape.parameters - ends) / shape.layers)
     scored = settings.micro_batch * settings.max_new_tokens if gpu else cells
     tile = min(scored, _TILE_TOKENS)
     head = tile * (_TILE_WORDS * width + (0.0 if gpu else _TILE_COPIES * 4.0 * min(shape.vocabulary, _TILE_WORDS)))
@@ -88,18 +98,27 @@ def estimate(settings: TrainSettings, shape: Shape, spec: ViewSpec, *, tokens: i
     again = 2.0 * cells * layer if settings.checkpointing else 0.0
     step = activations + copies + max(head, again)
     written = max(_DECODED_ROWS, settings.group) * length * 2 * shape.kv_heads * shape.head_dim * shape.layers * width
+    answering = (written if settings.stage == "grpo" else 0.0) + (shape.parameters * width if shares > 1 else 0.0)
+    gradients = learning * 4.0 / shares
     parts = {
-        "frozen weights": frozen * held,
-        "learning weights": learning * 4.0,
-        "Adam": learning * 8.0,
+        "frozen weights": frozen * held / shares,
+        "learning weights": learning * 4.0 / shares,
+        "Adam": learning * 8.0 / shares,
         "images": settings.micro_batch * patches * 3 * shape.patch_px**2 * 4.0 * 2,
         "activations": activations + copies,
         "head": max(head, again),
-        "gradients": max(0.0, learning * 4.0 - step),
-        "generation": max(0.0, written - max(step, learning * 4.0)) if settings.stage == "grpo" else 0.0,
+        "gradients": max(0.0, gradients - step),
+        "generation": max(0.0, answering - max(step, gradients)),
         "context": float(_CONTEXT_BYTES if gpu else 0),
     }
     return Estimate({name: round(size) for name, size in parts.items()}, length, image_tokens, patches, learning)
+
+
+def shared_by(processes: int) -> int:
+    """How many processes hold the weights together, as `accelerate launch` has said it."""
+    fsdp = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    zero = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true" and os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3"
+    return processes if fsdp or zero else 1
 
 
 def adapter_parameters(shape: Shape, settings: TrainSettings) -> int:
@@ -112,11 +131,11 @@ def adapter_parameters(shape: Shape, settings: TrainSettings) -> int:
     return settings.lora_rank * total
 
 
-def fitting(settings: TrainSettings, shape: Shape, spec: ViewSpec, available_bytes: int) -> TrainSettings:
-    """The same run, in passes that this memory holds."""
+def fitting(settings: TrainSettings, shape: Shape, spec: ViewSpec, available_bytes: int, *, shares: int = 1) -> TrainSettings:
+    """The same run, in passes that this memory holds. shares: as in `estimate`."""
     share = settings.batch // settings.processes
     divisors = [m for m in range(1, settings.micro_batch + 1) if share % m == 0]
-    needed = {m: estimate(replace(settings, micro_batch=m), shape, spec).total for m in divisors}
+    needed = {m: estimate(replace(settings, micro_batch=m), shape, spec, shares=shares).total for m in divisors}
     return fit_to_memory(settings, needed, available_bytes)
 
 
