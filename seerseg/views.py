@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -170,6 +170,19 @@ class View:
         return hashlib.blake2b(np.ascontiguousarray(self.pixels).data, digest_size=16).hexdigest()
 
 
+class LaterView(View):
+    """A slice that is drawn when its pixels are looked at first."""
+
+    def __init__(self, plane: Plane, where: PixelMap, draw: Callable[[], Pixels]) -> None:
+        self.__dict__.update(plane=plane, map=where, _draw=draw)
+
+    @cached_property
+    def pixels(self) -> Pixels:
+        """As of `View`."""
+        made: Pixels = self.__dict__["_draw"]()
+        return made
+
+
 @dataclass(frozen=True, eq=False)
 class CaseViews:
     """The views of one channel of one case, in slice order.
@@ -229,8 +242,8 @@ def window_bounds(source: SliceSource, plane: NDArray[Any], window: str | tuple[
     return float(low), float(high)
 
 
-def render(source: SliceSource, spec: ViewSpec = SEER_VIEWS) -> CaseViews:
-    """The views that `spec` asks for. Reads those slices and nothing else.
+def render(source: SliceSource, spec: ViewSpec = SEER_VIEWS, *, later: bool = False) -> CaseViews:
+    """The views that `spec` asks for. Reads those slices and nothing else. later: each is drawn when it is looked at first.
 
     An image of a single slice is shown in the plane in which it was taken, and in no other.
     """
@@ -240,28 +253,35 @@ def render(source: SliceSource, spec: ViewSpec = SEER_VIEWS) -> CaseViews:
         spec = replace(spec, also=())
     elif len(flat) == 1:
         spec = replace(spec, plane=PLANES[flat[0]], also=())
-    views = _plane(source, spec)
-    others = tuple(view for plane in spec.also for view in _plane(source, replace(spec, plane=plane)))
+    views = _plane(source, spec, later)
+    others = tuple(view for plane in spec.also for view in _plane(source, replace(spec, plane=plane), later))
     kept = source if spec.also else None
     return CaseViews(views=views, grid=source.grid, spec=spec, modality=source.modality, others=others, source=kept)
 
 
-def _plane(source: SliceSource, spec: ViewSpec) -> tuple[View, ...]:
+def _plane(source: SliceSource, spec: ViewSpec, later: bool) -> tuple[View, ...]:
     indices = slice_indices(spec.count, source.grid.shape_zyx[spec.axis], spec.lo, spec.hi)
-    return tuple(render_slice(source, spec, index) for index in indices)
+    if not later:
+        return tuple(render_slice(source, spec, index) for index in indices)
+    places = [pixel_map(source.grid, spec.axis, index, spec.size_px) for index in indices]
+    return tuple(LaterView(spec.plane, where, partial(_pixels, source, spec, where)) for where in places)
 
 
 def render_slice(source: SliceSource, spec: ViewSpec, index: int) -> View:
     """One slice as `spec` shows it."""
-    plane = np.asarray(source.read_slice(spec.axis, index))
+    where = pixel_map(source.grid, spec.axis, index, spec.size_px)
+    return View(pixels=_pixels(source, spec, where), plane=spec.plane, map=where)
+
+
+def _pixels(source: SliceSource, spec: ViewSpec, where: PixelMap) -> Pixels:
+    plane = np.asarray(source.read_slice(where.axis, where.index))
     low, high = window_bounds(source, plane, spec.window)
     shown = (plane.astype(np.float32) - np.float32(low)) / np.float32(max(high - low, 1e-6))
     shown = np.clip(np.nan_to_num(shown, nan=0.0, posinf=1.0, neginf=0.0), 0.0, 1.0)
     if spec.gamma != 1.0:
         shown = shown**spec.gamma
-    where = pixel_map(source.grid, spec.axis, index, spec.size_px)
     grey = _lay(np.rint(shown * 255).astype(np.uint8), where, spec.size_px, smooth=True)
-    return View(pixels=np.repeat(grey[..., None], 3, axis=2), plane=spec.plane, map=where)
+    return np.repeat(grey[..., None], 3, axis=2)
 
 
 def mask_pixels(mask_slice: NDArray[Any], where: PixelMap, size_px: int) -> NDArray[np.bool_]:

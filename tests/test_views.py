@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seerseg.protocols.messages import image_of
 from seerseg.views import PLANES, SEER_VIEWS, ViewSpec, mask_pixels, montage, overlay, pixel_map, render, render_slice, slice_indices
 from seerseg.volume import Grid, Volume
 
@@ -126,3 +129,29 @@ def test_overlay_and_montage() -> None:
     assert (view.pixels == view.pixels[0, 0, 0]).all()  # the view itself is untouched
     sheet = montage([view.pixels] * 3, columns=2, captions=("a", "b", "c"))
     assert sheet.shape == (102, 102, 3)
+
+
+def test_later_views_are_drawn_when_they_are_looked_at_and_are_the_same() -> None:
+    array = np.random.default_rng(0).integers(0, 500, (12, 20, 16)).astype(np.int16)
+    volume = Volume(array, Grid(array.shape, np.diag([1.0, 1.0, 2.0, 1.0])), "CT")
+    reads: list[tuple[int, int]] = []
+
+    class Source:
+        grid, modality, percentiles = volume.grid, volume.modality, {"0.5": 0.0, "99.5": 500.0}
+
+        def read_slice(self, axis: int, index: int) -> np.ndarray:
+            reads.append((axis, index))
+            return volume.read_slice(axis, index)
+
+    spec = replace(SEER_VIEWS, count=3, size_px=64, also=("coronal",))
+    now, later = render(volume, spec), render(Source(), spec, later=True)
+    assert [v.map for v in (*later.views, *later.others)] == [v.map for v in (*now.views, *now.others)]
+    part = image_of(later.views[0])
+    assert reads == [], "neither the views nor a message about them reads a slice"
+    for made, wanted in zip((*later.views, *later.others), (*now.views, *now.others), strict=True):
+        assert (made.pixels == wanted.pixels).all()
+        assert (made.key, made.plane, made.index) == (wanted.key, wanted.plane, wanted.index)
+    assert len(reads) == 6
+    assert part.pixels is later.views[0].pixels
+    assert part.key == now.views[0].key == image_of(now.views[0]).key
+    assert len(reads) == 6, "drawn once"

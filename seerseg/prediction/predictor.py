@@ -181,7 +181,8 @@ class Predictor:
         """First stage: render the views and open one dialogue per text, or several for a consensus."""
         model, spec = self.model, self.model.view_spec
         blind = not model.reasoner.card.sees_images and model.protocol.max_turns == 1 and model.protocol.prompt_kinds <= _WORDS
-        views = render(volume, replace(spec, size_px=_UNSEEN_PX) if blind else spec)  # the words that go with them stay the same
+        late = model.reasoner.card.looks_late and model.protocol.max_turns == 1
+        views = render(volume, replace(spec, size_px=_UNSEEN_PX) if blind else spec, later=late)  # the words with them stay the same
         return Readings.open(views, texts, settings=self.consensus, protocol=model.protocol, bank=model.bank, targets=model.targets)
 
     def reason(self, readings: Readings) -> None:

@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from seerseg.views import LaterView, View
+
 
 @dataclass(frozen=True)
 class TextPart:
@@ -22,6 +24,33 @@ class ImagePart:
 
     pixels: NDArray[np.uint8]
     key: str
+
+
+class LaterImage(ImagePart):
+    """A view whose pixels are not drawn before a reasoner looks at them."""
+
+    def __init__(self, view: View) -> None:
+        self.__dict__["_view"] = view
+
+    @property
+    def pixels(self) -> NDArray[np.uint8]:
+        """As of `ImagePart`."""
+        return self._seen.pixels
+
+    @property
+    def key(self) -> str:
+        """As of `ImagePart`."""
+        return self._seen.key
+
+    @property
+    def _seen(self) -> View:
+        view: View = self.__dict__["_view"]
+        return view
+
+
+def image_of(view: View) -> ImagePart:
+    """A view as a part of a message; it is not drawn for that."""
+    return LaterImage(view) if isinstance(view, LaterView) else ImagePart(view.pixels, view.key)
 
 
 Part = TextPart | ImagePart

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from seerseg.prompts import Prompt
 from seerseg.protocols.base import ABSENT, Answer, Fault, Trace
-from seerseg.protocols.messages import ImagePart, Message, Part, TextPart, text_message
+from seerseg.protocols.messages import Message, Part, TextPart, image_of, text_message
 from seerseg.skills.base import Skill
 from seerseg.views import SEER_VIEWS, CaseViews, ViewSpec
 from seerseg.volume import Mask
@@ -48,7 +48,7 @@ class SeerProtocol:
 
     def opening(self, views: CaseViews, request: str, skills: Sequence[Skill], targets: Sequence[str]) -> list[Message]:
         """System and one user message: images, instruction, names, skills, request."""
-        parts: list[Part] = [ImagePart(view.pixels, view.key) for view in views.views]
+        parts: list[Part] = [image_of(view) for view in views.views]
         parts.append(TextPart(self._instruction(views)))
         if targets:
             parts.append(TextPart(f"<targets>{'; '.join((*targets, ABSENT))}</targets>"))

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from seerseg.prompts import Box2D, Point
 from seerseg.protocols.base import ABSENT, KeySlice, Trace
-from seerseg.protocols.messages import ImagePart, Message, Part, TextPart
+from seerseg.protocols.messages import Message, Part, TextPart, image_of
 from seerseg.protocols.seer import SKILL_RULE, inert, normalise_name
 from seerseg.skills.base import Skill
 from seerseg.views import PLANES, CaseViews, PixelMap, Plane, View, pixel_map
@@ -221,7 +221,7 @@ def tagged(views: Sequence[View], *, planes: bool = False) -> list[Part]:
     parts: list[Part] = []
     for view in views:
         plane = f"{view.plane} " if planes else ""
-        parts += [TextPart(f"<{plane}slice {view.index}>"), ImagePart(view.pixels, view.key)]
+        parts += [TextPart(f"<{plane}slice {view.index}>"), image_of(view)]
     return parts
 
 

@@ -18,13 +18,14 @@ from seerseg.protocols.messages import Message
 @dataclass(frozen=True)
 class ReasonerCard:
     """Where a reasoner comes from. `identity` changes whenever its replies could; `sees_images` is False for controls
-    that read words alone."""
+    that read words alone; looks_late: it does, but most of its replies are made from the words alone."""
 
     name: str
     identity: str
     licence: str = ""
     source: str = ""
     sees_images: bool = True
+    looks_late: bool = False
     notes: str = ""
 
 

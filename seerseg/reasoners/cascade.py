@@ -8,15 +8,17 @@ to the small model, which is loaded then, and is believed only where it is sure.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from seerseg.errors import UsageError
+from seerseg.protocols.base import ABSENT
 from seerseg.protocols.messages import Message
 from seerseg.reasoners import load_members
 from seerseg.reasoners.base import Reasoner, ReasonerCard, Weighed, WeighingReasoner, most_bytes
-from seerseg.reasoners.opinions import drawn, joint_card, opinions, spoken
+from seerseg.reasoners.opinions import answer_of, drawn, joint_card, opinions, spoken
 
 SURE = 0.4
 """The least share of the likeliest answer of a member after the first; it must also be what that says when plainly asked, and sound."""
@@ -34,7 +36,9 @@ class CascadeReasoner:
     @cached_property
     def card(self) -> ReasonerCard:
         """Identity and licences of all members; nothing is loaded for it."""
-        return joint_card("cascade", [member.card for member in self.members], besides=str(self.sure))
+        cards = [member.card for member in self.members]
+        made = joint_card("cascade", cards, besides=str(self.sure))
+        return replace(made, looks_late=made.sees_images and not cards[0].sees_images)
 
     def reply(self, dialogues: Sequence[Sequence[Message]], samples: int = 1, seed: int = 0) -> list[list[str]]:
         """The reply of the member that reads the request; where that is one after the first, samples are drawn by share."""
@@ -43,7 +47,7 @@ class CascadeReasoner:
         for place, member in enumerate(self.members):
             if not left:
                 return out
-            told = dict(zip(left, opinions(member, [dialogues[number] for number in left]), strict=True))
+            told = dict(zip(left, self._told(place, [dialogues[number] for number in left]), strict=True))
             own = [number for number in left if self._speaks(place, told[number])]
             if greedy or (place > 0 and isinstance(member, WeighingReasoner)):
                 found = [drawn(told[number], spoken(told[number]), dialogues[number], samples, seed) for number in own]
@@ -70,6 +74,15 @@ class CascadeReasoner:
             for number, opinion in zip(left, found, strict=True):
                 out[number] = opinion
         return out
+
+    def _told(self, place: int, asked: Sequence[Sequence[Message]]) -> list[list[Weighed]]:
+        """Opinions of a member. One after the first that says "absent" is not asked how sure it is of that: it would cost the most."""
+        member = self.members[place]
+        if place == 0 or not isinstance(member, WeighingReasoner):
+            return opinions(member, asked)
+        names = [number for number, (reply,) in enumerate(member.reply(asked)) if answer_of(reply) != ABSENT]
+        weighed = dict(zip(names, member.weigh([asked[number] for number in names]), strict=True))
+        return [weighed.get(number, []) for number in range(len(asked))]
 
     def _speaks(self, place: int, opinion: Sequence[Weighed]) -> bool:
         return bool(opinion) and (place == 0 or (opinion[0].share >= self.sure and opinion[0].spoken and opinion[0].sound))
