@@ -54,11 +54,6 @@ class Prediction:
         return None if self.mask is None else self.mask.volume_ml
 
 
-_WORDS = frozenset({"text", "class"})
-_UNSEEN_PX = 32
-"""Side of the slices that are rendered for a reasoner that reads words alone, where no answer lies on a slice."""
-
-
 class Predictor:
     """A SeerSeg that is ready to be asked. Parts are loaded when first needed and kept; calls from several threads take turns.
 
@@ -178,11 +173,9 @@ class Predictor:
         return made[0] if isinstance(text, str) else made
 
     def open_readings(self, volume: Volume, texts: Sequence[str]) -> Readings:
-        """First stage: render the views and open one dialogue per text, or several for a consensus."""
-        model, spec = self.model, self.model.view_spec
-        blind = not model.reasoner.card.sees_images and model.protocol.max_turns == 1 and model.protocol.prompt_kinds <= _WORDS
-        late = model.reasoner.card.looks_late and model.protocol.max_turns == 1
-        views = render(volume, replace(spec, size_px=_UNSEEN_PX) if blind else spec, later=late)  # the words with them stay the same
+        """First stage: render the views, unless the reasoner may do without, and open one dialogue per text, or several for a consensus."""
+        model, card = self.model, self.model.reasoner.card
+        views = render(volume, model.view_spec, later=card.looks_late or not card.sees_images)
         return Readings.open(views, texts, settings=self.consensus, protocol=model.protocol, bank=model.bank, targets=model.targets)
 
     def reason(self, readings: Readings) -> None:
