@@ -8,10 +8,10 @@
 
 A run may be parted (`--part 0 --parts 3`, each with its `--rows FILE`); `--read FILE ...` prints the table of such files.
 
-`box, clicks`: the target's box on its largest axial slice (edges jittered by 4 % of its side), then four clicks, each at the deepest point
-of the largest error; every click is kept, whether it helped or not. `words, clicks`: the words first, then four clicks; `words and box,
-clicks`: both at once, then four clicks. A row is one structure; intervals are 95 %, by bootstrap over subjects. `last less words` is the
-last turn less the words alone.
+`box, clicks`: the target's box on its largest axial slice (--plane: another; edges jittered by 4 % of its side), then four clicks, each at
+the deepest point of the largest error; every click is kept, whether it helped or not. `words, clicks`: the words first, then four clicks;
+`words and box, clicks`: both at once, then four clicks. A row is one structure; intervals are 95 %, by bootstrap over subjects. `last less
+words` is the last turn less the words alone.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ from seerseg_data.trajectories import Expert, demonstrate, error_points
 ROOT = Path(__file__).resolve().parents[1]
 Bool = NDArray[np.bool_]
 TURNS = 5
+PLANES = ("axial", "coronal", "sagittal")
+"""By the array axis that they lie across."""
 Case = tuple[str, str, str, Volume, Bool]
 """Subject, case, words, scan, target."""
 
@@ -93,10 +95,10 @@ def phantoms(options: argparse.Namespace) -> Iterator[Case]:
 Boxes = tuple[Any, ...]
 
 
-def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imperfect: float) -> tuple[list[float], Boxes]:
+def from_box(segmenter: Segmenter, volume: Volume, truth: Bool, seed: int, imperfect: float, axis: int) -> tuple[list[float], Boxes]:
     """Dice after each turn, and the box that was given; a user who is content stays so."""
     expert = Expert(imperfect=imperfect, most_prompts=TURNS, least_gain=-1.0, tries=1)
-    shown = demonstrate(volume, truth, segmenter, axis=0, rng=np.random.default_rng(seed), expert=expert)
+    shown = demonstrate(volume, truth, segmenter, axis=axis, rng=np.random.default_rng(seed), expert=expert)
     row = [turn.dice for turn in shown.turns if turn.prompt is not None]
     given = next((turn.prompt.boxes for turn in shown.turns if turn.prompt is not None), ())
     return [*row, *[row[-1]] * (TURNS - len(row))] if row else [0.0] * TURNS, given
@@ -151,7 +153,7 @@ def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Names
         if number // 2 % options.parts != options.part:
             continue
         started = time.process_time()
-        boxed, boxes = from_box(segmenter, volume, truth, number, options.imperfect)
+        boxed, boxes = from_box(segmenter, volume, truth, number, options.imperfect, PLANES.index(options.plane))
         spent = time.process_time() - started
         able = segmenter.capabilities.text != "none" and not options.no_words
         line = Line(
@@ -203,6 +205,7 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=1000)
     parser.add_argument("--structures", nargs="*")
     parser.add_argument("--imperfect", type=float, default=0.0, help="share of deliberately bad first boxes")
+    parser.add_argument("--plane", choices=PLANES, default="axial", help="of the first box")
     parser.add_argument("--no_words", action="store_true", help="from a box alone")
     parser.add_argument("--words_once", action="store_true", help="the words alone, no clicks after them")
     parser.add_argument("--part", type=int, default=0)

@@ -25,9 +25,9 @@ from seerseg.segmenters.nano.clicks import ClickConfig, ClickNetwork, encoder_di
 from seerseg.segmenters.nano.inference import look
 from seerseg.segmenters.nano.network import NanoNetwork
 from seerseg.segmenters.nano.segmenter import SHIPPED_CLICKS, NanoSegmenter
-from seerseg.volume import Grid, Mask, Volume
+from seerseg.volume import Grid, Mask, Volume, read_labels, read_volume
 from seerseg_data.phantoms import Phantom
-from seerseg_data.trajectories import Expert, demonstrate
+from seerseg_data.trajectories import Expert, demonstrate, error_points
 
 SMALL_CLICKS = ClickConfig(channels=(8, 8, 16, 16), features=SMALL.channels[:4])
 needs_weights = pytest.mark.skipif(
@@ -261,7 +261,51 @@ class TestSeam:
         assert by_hand.mask is not None
         assert np.array_equal(refined.mask.array, by_hand.mask.array)
         assert refined.presence == worded.presence
-        assert "words were not read" in by_hand.message
+        assert by_hand.message == "", "the scan fits one view, so words count beside a mask"
+        large = scene("anisotropic")
+        mask = Mask(np.ascontiguousarray(worded.mask.array), large.grid)
+        assert "words were not read" in untrained.segment(large, [replace(box, mask=mask)])[0].message
+
+    def test_on_a_scan_that_fits_one_view_words_count_in_every_turn(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        session = untrained.session(volume)
+        first = session.add(Prompt(text="liver"))
+        assert first.mask is not None
+        found = np.argwhere(first.mask.array)
+        low, high = found.min(0), found.max(0) + 1
+        click = Point(tuple(float(v) for v in np.argwhere(~first.mask.array)[200]))
+        second = session.add(Prompt(boxes=(Box3D(tuple(map(float, low)), tuple(map(float, high))),), points=(click,)))
+        assert second.prompt.text == "liver"
+        assert second.prompt.mask is first.mask
+        third = session.add(Prompt(points=(Point((1, 1, 1), positive=False),)))
+        alone = untrained.segment(volume, [third.prompt])[0]
+        without = untrained.segment(volume, [replace(third.prompt, text=None)])[0]
+        assert third.mask is not None
+        assert alone.mask is not None
+        assert without.mask is not None
+        assert dice(alone.mask.array, third.mask.array) > 0.9  # a session keeps its crop
+        assert not np.array_equal(alone.mask.array, without.mask.array)
+
+    def test_words_that_mean_something_else_than_is_pointed_at_do_not_count(self, untrained: NanoSegmenter) -> None:
+        volume = scene()
+        worded = untrained.segment(volume, [Prompt(text="liver")])[0].mask
+        assert worded is not None
+        box = Box3D((2.0, 6.0, 3.0), (5.0, 9.0, 6.0))
+        mask = np.zeros(volume.grid.shape_zyx, bool)
+        mask[2:5, 6:9, 3:6] = True
+        mask &= ~worded.array | (np.indices(mask.shape).sum(0) % 2 == 0)
+        prompt = Prompt(text="liver", boxes=(box,), mask=Mask(mask, volume.grid))
+        with_words, without = untrained.segment(volume, [prompt, replace(prompt, text=None)])
+        assert with_words.mask is not None
+        assert without.mask is not None
+        assert np.array_equal(with_words.mask.array, without.mask.array)
+
+    @pytest.mark.parametrize(
+        ("words", "mirrored"),
+        [("left lung", "right lung"), ("rt Kidney", "left kidney"), ("liver", "liver"), ("both lungs", "both lungs")],
+    )
+    def test_words_for_the_mirrored_scan_name_the_other_side(self, words: str, mirrored: str) -> None:
+        assert refining._other_side(words) == mirrored
 
     def test_a_session_counts_all_clicks_and_forgets_what_is_undone(self, untrained: NanoSegmenter) -> None:
         volume = scene()
@@ -388,6 +432,29 @@ class TestLearnt:
         assert found.mask is not None
         assert dice(found.mask.array, truth) > 0.8
         assert (found.mask.array & chest.mask("right lung")).sum() < 0.05 * found.mask.array.sum()
+
+    def test_on_a_real_scan_words_box_and_clicks_are_better_than_words(self, shipped: NanoSegmenter) -> None:
+        """A validation case; the simulated expert's first two clicks."""
+        folder = Path(__file__).resolve().parents[2] / "shared" / "data" / "mr_hippocampus"
+        if not folder.is_dir():
+            pytest.skip("the MSD hippocampus scans are not beside this checkout")
+        volume = read_volume(folder / "imagesTr" / "hippocampus_161_0000.nii.gz", modality="MR")
+        labels, _ = read_labels(folder / "labelsTr" / "hippocampus_161.nii.gz", like=volume.grid)
+        for value, words in ((1, "anterior hippocampus"), (2, "posterior hippocampus")):
+            truth = labels == value
+            key = int(truth.sum((1, 2)).argmax())
+            rows, columns = (np.flatnonzero(truth[key].any(axis)) for axis in (1, 0))
+            box = Box2D(0, key, (float(rows[0]), float(columns[0])), (float(rows[-1] + 1), float(columns[-1] + 1)))
+            session = shipped.session(volume)
+            alone = session.add(Prompt(text=words)).mask
+            found = session.add(Prompt(text=words, boxes=(box,))).mask
+            assert alone is not None
+            for _ in range(2):
+                assert found is not None
+                (at, positive), *_ = error_points(found.array, truth, volume.grid.spacing_zyx)
+                found = session.add(Prompt(points=(Point(tuple(map(float, at)), positive),))).mask
+            assert found is not None
+            assert dice(found.array, truth) > dice(alone.array, truth) + 0.005, words
 
     def test_clicks_raise_dice_on_a_phantom(self, shipped: NanoSegmenter, chest: Phantom) -> None:
         """The simulated expert, every click kept whatever it does: five turns on two structures that are not seen in one look."""

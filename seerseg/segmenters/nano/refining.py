@@ -10,6 +10,7 @@ network's on the crop, its on the whole view, and what the words mean there, ben
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,8 @@ RIM = 3
 """Voxels at the faces of a finer crop that are not believed."""
 NEAR, FAR, SAID = 0.25, 0.25, 0.5
 """Weights of the logits: of the click network on the crop, on the whole view, and of the words (chosen on validation cases)."""
+LEAST_OVERLAP = 0.25
+"""Dice of what the words mean with the boxes (where they speak) or with the mask before, below which something else is pointed at."""
 BEYOND_CROP = -12.0
 """Logit of the click network outside its crop about what is pointed at."""
 
@@ -101,14 +104,14 @@ class Desk:
 
     @torch.inference_mode()
     def hears(self, words: str, before: Mask | None) -> bool:
-        """Whether words count beside the mask before: that lies on more than one slice, the whole scan fits one view, and they mean
+        """Whether words may count beside the mask before: that lies on more than one slice, the whole scan fits one view, and they mean
         something in it."""
         return bool(words) and _deep(before) and self._meant(words) is not None
 
     @torch.inference_mode()
     def draw(self, prompt: Prompt, words: str = "") -> Bool:
         """The mask (Z, Y, X) for a checked prompt with a box, a positive click or a mask that is not empty. words: they count where `hears`
-        says so."""
+        says so and what they mean overlaps the boxes and the mask before."""
         if self._volume.grid.shape_zyx != self._own_shape:
             prompt = _lifted(prompt, self._own_shape, self._volume.grid)
         prompt = _sliced(prompt, self._volume.grid.shape_zyx)
@@ -127,7 +130,7 @@ class Desk:
         meant = self._meant(words) if words and _deep(prompt.mask) else None
         field_lo, field_hi = _world_box(self._volume.grid, np.full(3, -0.5), np.array(self._volume.grid.shape_zyx) - 0.5)
         low, high = _pointed_at(self._volume.grid, prompt)
-        if meant is not None:
+        if meant is not None and self._overlap(prompt, meant) >= LEAST_OVERLAP:
             return self._agreed(scan, prompt, meant, self._crop(scan, np.maximum(low, field_lo), np.minimum(high, field_hi)))
         for _ in range(LOOKS):
             low, high = np.maximum(low, field_lo), np.minimum(high, field_hi)
@@ -154,6 +157,18 @@ class Desk:
         near = np.asarray(resample(self._look(crop, prompt, prompt.mask), crop.grid, view.grid, order=1, fill=BEYOND_CROP))
         said = obeying(meant, view.grid, self._volume.grid, prompt.points)
         return self._paint(scan, view.grid, np.ascontiguousarray(NEAR * near + FAR * far + SAID * said, dtype=np.float32))
+
+    def _overlap(self, prompt: Prompt, meant: Float32) -> float:
+        """The smaller of both of LEAST_OVERLAP."""
+        view, source = self._whole(self._scan()).grid, self._volume.grid
+        found = 1 / (1 + np.exp(-meant.clip(-30, 30)))
+        overlaps = [1.0]
+        if prompt.boxes:
+            box = prompt_channels(view, source, boxes=prompt.boxes, points=(), before=None)[2].numpy()
+            overlaps.append(_soft_dice(found[box != 0], box[box != 0] > 0))
+        if prompt.mask is not None:
+            overlaps.append(_soft_dice(found, averaged(prompt.mask.array.view(np.uint8), source, view, 0.0)))
+        return min(overlaps)
 
     def _meant(self, words: str) -> Float32 | None:
         """Logits of the words on the whole view, plain and mirrored, averaged; None when the scan does not fit one view or what they mean
@@ -284,6 +299,10 @@ def _in_one_view(scan: Scan) -> bool:
     grid = scan.volume.grid
     extent = np.array(grid.shape_zyx) * grid.spacing_zyx
     return bool(extent.max() < CROP_MM) and coarse_grid(scan)[0] <= CLOSER * finest_mm(scan)
+
+
+def _soft_dice(one: Float32, other: NDArray[Any]) -> float:
+    return float(2 * (one * other).sum() / max(1e-6, float(one.sum() + other.sum())))
 
 
 def _other_side(words: str) -> str:
