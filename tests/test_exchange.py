@@ -499,6 +499,21 @@ def test_other_segmenter_weights_are_found(packed: Path, tmp_path: Path) -> None
     assert problems["files"].value == "manifest.json is not as it was exported"
 
 
+def test_every_member_of_a_cascade_is_looked_for(packed: Path, tmp_path: Path) -> None:
+    folder = install_model(packed, target=tmp_path / "m").folder
+    write_spec(folder, em.spec(reasoner="cascade"))
+    found = [(p.value, p.state) for p in look(folder) if p.name == "reasoner"]
+    assert found == [("lexicon has no weights", "ok"), ("nano comes with SeerSeg", "ok")]
+    own = next((folder / "sft").glob("model"))
+    write_spec(folder, em.spec(reasoner=f"cascade:lexicon,nano:{own},vlm:{tmp_path / 'gone'}"))
+    parts = {p.name: p for p in look(folder)}
+    assert parts["reasoner's weights"].state == "ok", parts
+    assert parts["reasoner"].state == "problem"
+    assert "gone is not on this machine" in parts["reasoner"].value
+    written = json.loads((folder / "manifest.json").read_text())["reasoner"]
+    assert written == f"cascade:lexicon,nano:sft/model,vlm:{tmp_path / 'gone'}"
+
+
 def test_no_connection_is_opened(packed: Path, adapted: Path, base: Path, tmp_path: Path) -> None:
     """Export, install and doctor, with the hub's own switch off, in a process that notes every socket."""
     config = json.loads((adapted / "sft" / "model" / "adapter_config.json").read_text())

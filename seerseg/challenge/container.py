@@ -90,9 +90,10 @@ def _make_room(folder: Path, *, overwrite: bool) -> None:
 def check_complete(model: Path) -> None:
     """UsageError when the model needs something that its folder does not hold: a container fetches nothing."""
     from seerseg.model import read_spec
+    from seerseg.reasoners import parts_of
 
     spec = read_spec(model)
-    for role, part in (("reasoner", spec.reasoner), ("segmenter", spec.segmenter)):
+    for role, part in (*(("reasoner", one) for one in parts_of(spec.reasoner)), ("segmenter", spec.segmenter)):
         name, _, source = part.partition(":")
         where = Path(source or name)
         if "/" in (source or name) and not where.is_relative_to(model):
