@@ -1,4 +1,5 @@
-"""Logits bent as little as clicks demand: where a click contradicts them, a smooth field is added about it.
+"""Logits bent as little as clicks demand: where a click contradicts them, a smooth field is added about it. Boxes speak as clicks at
+their edges, where the logits contradict them.
 
 A logit grows with the distance from the boundary, so a field that is wider than the click's own error moves the boundary about it as a
 whole, instead of cutting a hole.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from seerseg.prompts import Point
+from seerseg.prompts import Box2D, Box3D, Point
 from seerseg.volume import Grid
 
 Float32 = NDArray[np.float32]
@@ -21,6 +22,8 @@ MARGIN = 1.0
 MOST = 30.0
 """Logits are not moved farther: two clicks side by side that contradict each other would ask for any amount."""
 SWEEPS = 200
+EDGE_VOXELS, EDGE_SHARE = 0.5, 0.025
+"""How far, in voxels of the logits and as share of the box's side, an edge may be off: the larger counts."""
 
 
 def obeying(logits: Float32, grid: Grid, source: Grid, points: tuple[Point, ...]) -> Float32:
@@ -54,3 +57,41 @@ def obeying(logits: Float32, grid: Grid, source: Grid, points: tuple[Point, ...]
         lines = [np.exp(-(((np.arange(n) - v) / w) ** 2) / 2) for n, v, w in zip(logits.shape, voxel, width, strict=True)]
         field += (weight * lines[0][:, None, None] * lines[1][:, None] * lines[2]).astype(np.float32)
     return logits + field.clip(-MOST, MOST)
+
+
+def implied(logits: Float32, grid: Grid, source: Grid, boxes: tuple[Box2D | Box3D, ...]) -> tuple[Point, ...]:
+    """Clicks, in voxel coordinates of `source`, for what the logits (Z, Y, X) on `grid` say against the boxes, on its slice for a box on a
+    slice; () where they agree.
+
+    Where the target is drawn beyond an edge: two negative clicks, at the highest logit there and at the highest just beyond the edge.
+    Where nothing that is drawn comes near an edge, which the target touches somewhere: a positive click just inside, at the highest logit.
+    """
+    index = np.stack(np.meshgrid(*(np.arange(n) for n in grid.shape_zyx), indexing="ij"), -1).reshape(-1, 3)
+    where = source.to_voxel(grid.to_world(index))
+    steps, values = grid.spacing_zyx[0] / np.array(source.spacing_zyx), logits.ravel()
+    clicks: list[Point] = []
+
+    def click(among: NDArray[np.bool_], positive: bool) -> None:
+        z, y, x = (float(v) for v in where[int(np.where(among, values, -np.inf).argmax())])
+        clicks.append(Point((z, y, x), positive))
+
+    for box in boxes:
+        flat = box.axis if isinstance(box, Box2D) else None
+        seen = np.ones(len(where), bool) if flat is None else np.abs(where[:, flat] - box.index) <= max(0.5, 0.5 * steps[flat]) + 1e-3  # type: ignore[union-attr]
+        spans = list(zip((a for a in range(3) if a != flat), box.lo, box.hi, strict=True))
+        for axis, low, high in spans:
+            room = max(EDGE_VOXELS * steps[axis], EDGE_SHARE * (high - low))
+            beside = seen.copy()
+            for other, lo, hi in spans:
+                if other != axis:
+                    beside &= (where[:, other] >= lo - 0.5) & (where[:, other] <= hi - 0.5)
+            for out in (low - 0.5 - where[:, axis], where[:, axis] - (high - 0.5)):
+                beyond = seen & (out > room) & (values > 0)
+                for among in (beyond, beyond & (out <= room + steps[axis])):
+                    if among.any():
+                        click(among, False)
+                near = beside & (out > -room - steps[axis])
+                inside = near & (out <= -room)
+                if inside.any() and not (near & (values > 0)).any():
+                    click(inside, True)
+    return tuple(clicks)

@@ -4,7 +4,7 @@ Crops lie along the world's axes, as those of the text network do, and every cro
 averaged: what is on the left is drawn like what is on the right.
 
 Where words came too and the whole scan fits one view, as a scan cut out around its target does, three opinions are averaged: the click
-network's on the crop, its on the whole view, and what the words mean there, bent to the clicks.
+network's on the crop, its on the whole view, and what the words mean there, bent to the box and the clicks.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from seerseg.segmenters.nano.inference import (
     picture,
 )
 from seerseg.segmenters.nano.network import NanoNetwork, normalise, side_of
-from seerseg.segmenters.nano.obeying import obeying
+from seerseg.segmenters.nano.obeying import implied, obeying
 from seerseg.volume import Grid, Mask, Volume, resample
 
 Bool = NDArray[np.bool_]
@@ -155,7 +155,8 @@ class Desk:
         view = self._whole(scan)
         far = self._look(view, prompt, prompt.mask)
         near = np.asarray(resample(self._look(crop, prompt, prompt.mask), crop.grid, view.grid, order=1, fill=BEYOND_CROP))
-        said = obeying(meant, view.grid, self._volume.grid, prompt.points)
+        clicks = (*implied(meant, view.grid, self._volume.grid, prompt.boxes), *prompt.points)
+        said = obeying(meant, view.grid, self._volume.grid, clicks)
         return self._paint(scan, view.grid, np.ascontiguousarray(NEAR * near + FAR * far + SAID * said, dtype=np.float32))
 
     def _overlap(self, prompt: Prompt, meant: Float32) -> float:
