@@ -14,6 +14,7 @@ from seerseg.exchange.bases import Base, base_files, find_bases, may_be_passed_o
 from seerseg.exchange.record import EXPORT, BaseRecord, ExportRecord, FileRecord, Inspection, blocks, read_record, refused, sha256
 from seerseg.model import BANK, BASE, MANIFEST, ModelSpec, read_spec, spec_json
 from seerseg.paths import read_json, safe_name, write_atomically
+from seerseg.reasoners import parts_of
 
 PACKAGES = ("torch", "transformers", "peft", "safetensors", "tokenizers", "monai", "numpy", "scipy", "scikit-image", "nibabel", "SimpleITK")
 _BESIDE = ("plans.json", "MODEL_CARD.md", "README.md", "LICENSE", "LICENCE", "NOTICE")
@@ -116,7 +117,9 @@ def _entry(name: str, size: int) -> zipfile.ZipInfo:
 def _own_parts(folder: Path, spec: ModelSpec, bases: Sequence[Base], left_out: list[str]) -> dict[str, Path | bytes]:
     """Files of the reasoner and the segmenter that lie in the model folder, and of earlier stages that they stand on; what was put into
     the places for bases is no part of the model."""
-    places = [Path(part.partition(":")[2].partition("?")[0] if ":" in part else part) for part in (spec.reasoner, spec.segmenter)]
+    places = [
+        Path(part.partition(":")[2].partition("?")[0] if ":" in part else part) for part in (*parts_of(spec.reasoner), spec.segmenter)
+    ]
     places += [base.files for base in bases if base.state == "own" and base.files is not None]
     apart = [folder / BASE, *(folder / base.place for base in bases if base.place)]
     members: dict[str, Path | bytes] = {}
