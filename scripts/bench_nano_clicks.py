@@ -163,9 +163,10 @@ def measure(segmenter: Segmenter, cases: Iterator[Case], options: argparse.Names
             boxed,
             from_words(segmenter, volume, truth, words, 1 if options.words_once else TURNS) if able else None,
             spent,
-            from_words(segmenter, volume, truth, words, boxes=boxes) if able and boxes and not options.words_once else None,
+            from_words(segmenter, volume, truth, words, boxes=boxes) if able and boxes else None,
         )
-        print(f"{case} {words}: box {shown(line.boxed)}" + (f"; words {shown(line.worded)}" if line.worded else ""), flush=True)
+        ways = {"box": line.boxed, "words": line.worded, "words and box": line.both}
+        print(f"{case} {words}: " + "; ".join(f"{way} {shown(row)}" for way, row in ways.items() if row), flush=True)
         yield line
 
 
@@ -207,7 +208,7 @@ def main() -> None:
     parser.add_argument("--imperfect", type=float, default=0.0, help="share of deliberately bad first boxes")
     parser.add_argument("--plane", choices=PLANES, default="axial", help="of the first box")
     parser.add_argument("--no_words", action="store_true", help="from a box alone")
-    parser.add_argument("--words_once", action="store_true", help="the words alone, no clicks after them")
+    parser.add_argument("--words_once", action="store_true", help="after words without a box no clicks")
     parser.add_argument("--part", type=int, default=0)
     parser.add_argument("--parts", type=int, default=1)
     parser.add_argument("--rows", type=Path, help="write what was measured there, a JSON object a line")
