@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -28,17 +29,28 @@ def steps(folder: Path, out: Path, how: str, protocol: str, tuning: str) -> None
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if how == "fsdp":
         fsdp_on_cpu.begin()
+    more: dict[str, Any] = {"deepspeed": zero3()} if how == "zero3" else {}
     torch.manual_seed(7)
     loaded = g.loaded_model(folder, lora=tuning == "lora")
     rollouts = g.rollouts_of(loaded, {"letters": g.Letters, "turns": g.Turns}[protocol]())
     trainer = g.trainer_of(
         loaded, out, rollouts, steps=2, paraphrases=2, samples=4, micro=4 // processes, accumulation=4, beta=0.05, val=g.SETS[:3],
-        evaluate_steps=2, ddp_backend="gloo" if processes > 1 else None,
+        evaluate_steps=2, ddp_backend="gloo" if processes > 1 else None, **more,
     )  # fmt: skip
     trainer.train()
-    weights = trainer.accelerator.get_state_dict(trainer.model)
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     logs = {f"log {k}": torch.tensor([float(e[k]) for e in trainer.state.log_history if k in e], dtype=torch.float64) for k in LOGGED}
     write(out, {**logs, **weights})
+
+
+def zero3() -> dict[str, Any]:
+    """A configuration of DeepSpeed that shares every weight, on a CPU."""
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__ = dict.fromkeys(deepspeed.ops.__compatible_ops__, False)  # nothing is compiled for a test
+    auto = dict.fromkeys(("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"), "auto")
+    shared = {"stage": 3, "stage3_param_persistence_threshold": 0, "stage3_gather_16bit_weights_on_model_save": True}
+    return {**auto, "zero_optimization": shared, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
 
 
 def replies(folder: Path, out: Path, how: str, tuning: str) -> None:
@@ -97,7 +109,7 @@ def end_of(folder: Path, out: Path, processes: int, work: str, *said: str) -> li
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "PYTHONPATH": str(HERE.parent)}
-    env |= fsdp_on_cpu.ENV if said[0] == "fsdp" else {}
+    env |= {"fsdp": fsdp_on_cpu.ENV, "zero3": {"DS_ACCELERATOR": "cpu"}}.get(said[0], {})
     line = [sys.executable, str(HERE), work, str(folder), str(out), *said]
     several = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks = [{"RANK": str(n), "LOCAL_RANK": str(n), **several} if processes > 1 else {} for n in range(processes)]
@@ -117,9 +129,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "protocol", "tuning"),
-    [("ddp", "letters", "full"), ("ddp", "turns", "full"), ("fsdp", "turns", "full"), ("fsdp", "letters", "lora")],
+    [
+        ("ddp", "letters", "full"),
+        ("ddp", "turns", "full"),
+        ("fsdp", "turns", "full"),
+        ("fsdp", "letters", "lora"),
+        ("zero3", "turns", "full"),
+        ("zero3", "letters", "lora"),
+    ],
 )
 def test_two_processes_come_to_what_one_comes_to(folder: Path, tmp_path: Path, how: str, protocol: str, tuning: str) -> None:
+    if how == "zero3" and importlib.util.find_spec("deepspeed") is None:
+        pytest.skip("deepspeed is not installed (DS_BUILD_OPS=0 pip install deepspeed)")
     (one,) = end_of(folder, tmp_path / "1", 1, "steps", "alone", protocol, tuning)
     (two,) = end_of(folder, tmp_path / "2", 2, "steps", how, protocol, tuning)
     assert one.keys() == two.keys()
@@ -141,6 +162,21 @@ def test_shared_weights_answer_at_each_process_s_own_pace(folder: Path, tmp_path
         start = turn * (size + 3)
         assert mine[0][turn * size : (turn + 1) * size] == whole[start : start + size]
         assert mine[1][turn * 3 : (turn + 1) * 3] == whole[start + size : start + size + 3]
+
+
+def test_fsdp_of_version_1_is_refused() -> None:
+    from seerseg.errors import UsageError
+    from seerseg.training.whole import check_gathers, refusal
+
+    first, second = (
+        SimpleNamespace(
+            accelerator=SimpleNamespace(state=SimpleNamespace(fsdp_plugin=SimpleNamespace(fsdp_version=n))), is_fsdp_enabled=True
+        )
+        for n in (1, 2)
+    )
+    with pytest.raises(UsageError, match="fsdp_version to 2"):
+        check_gathers(first)
+    assert refusal(second) is None
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ def check_arguments(config: Any, grpo: GrpoSettings) -> None:
             "Leave use_vllm off; rollouts then use our own decode loop, which shares prefixes."
         )
     if config.use_vllm or config.use_transformers_continuous_batching:
-        raise UsageError("Rollouts use our own decode loop; turn use_vllm and use_transformers_continuous_batching off.")
+        raise UsageError(
+            "Rollouts use our own decode loop, whose replies follow from seed, step and place; turn use_vllm and "
+            "use_transformers_continuous_batching off."
+        )
     if config.num_generations != grpo.group:
         raise PlanError(
             f"num_generations is {config.num_generations}, but {grpo.paraphrases} wordings times {grpo.samples} replies share a group."
