@@ -63,9 +63,9 @@ class SharedHead(TrainerCallback):
 
         model = kwargs["model"]
         if isinstance(model, FSDPModule):
-            head = model.get_output_embeddings()  # type: ignore[attr-defined]
+            head = model.get_output_embeddings()
             if isinstance(head, FSDPModule):
-                model.register_forward_pre_hook(lambda *given: head.unshard())  # type: ignore[attr-defined]
+                model.register_forward_pre_hook(lambda *given: head.unshard())
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _unsharded(model: Any) -> Iterator[None]:
 @contextmanager
 def _gathered(engine: Any) -> Iterator[None]:
     """ZeRO-3. Its hooks would let weights go after each module's forward."""
-    import deepspeed
+    import deepspeed  # type: ignore[import-not-found, unused-ignore]
     from trl.models.utils import add_hooks, remove_hooks
 
     with deepspeed.zero.GatheredParameters(list(engine.parameters())):
