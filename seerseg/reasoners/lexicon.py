@@ -1,8 +1,8 @@
 """The reasoner without a model: spelling repair, abbreviations, synonyms, sides and descriptions by rule.
 
-The honest control that a trained reasoner must beat, and the default until one is shipped. It reads the words of the dialogue
+The honest control that a trained reasoner must beat, and the first of the default cascade. It reads the words of the dialogue
 alone (the request, the names that may be answered, the modality) and never the images. It answers "absent" when the request
-means something that is not among the names, and when it means nothing that the vocabulary knows.
+means something that is not among the names, and when it means nothing that the vocabulary knows (`Decision.doubt` tells which).
 """
 
 from __future__ import annotations
