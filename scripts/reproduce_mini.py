@@ -35,7 +35,7 @@ from seerseg.paths import write_json, write_text
 from seerseg.planning import load_plans
 from seerseg.reasoners import load_reasoner
 from seerseg.reasoners.base import ReasonerCard
-from seerseg.reasoners.committee import CommitteeReasoner
+from seerseg.reasoners.cascade import CascadeReasoner
 from seerseg.segmenters import load_segmenter
 from seerseg.segmenters.cache import CachedSegmenter
 from seerseg.skills.base import EmptyBank, Retriever
@@ -183,17 +183,17 @@ class Run:
             for stage, name, model in trained:
                 add(f"{self.given.reasoner} {name}{more}", model, free, consensus=how)
                 chosen = model if stage == self.given.evolve_on else chosen
-        both = Model(
-            chosen.spec, reasoner_given=CommitteeReasoner([chosen.reasoner, self.lexicon.reasoner]), segmenter_given=self.segmenter
-        )
         name = f"{self.given.reasoner} {'as shipped' if chosen is self.shipped else 'trained here'}"
-        add(f"{name}, by expected Dice", chosen, free, consensus=EXPECTED)
-        add(f"committee of {name} and lexicon", both, free)
-        add("committee, by expected Dice", both, free, consensus=EXPECTED)
+        if chosen is self.shipped:
+            add(f"{name}, by expected Dice", chosen, free, consensus=EXPECTED)
+        rules_first = CascadeReasoner([self.lexicon.reasoner, chosen.reasoner])
+        both = Model(chosen.spec, reasoner_given=rules_first, segmenter_given=self.segmenter)
+        add(f"cascade: lexicon, then {name}", both, free)
+        add("cascade, by expected Dice", both, free, consensus=EXPECTED)
         if self.given.rounds and self.given.encoder is not None:
             bank = self.bank(self.lexicon, encoder=self.given.encoder)
             add("lexicon + SEER-Loop by meaning", self.lexicon, free, bank)
-            add("committee + that bank, by expected Dice", both, free, bank, consensus=EXPECTED)
+            add("cascade + that bank, by expected Dice", both, free, bank, consensus=EXPECTED)
         if self.given.rounds:
             self.with_bank(add, name, chosen, free)
         print((self.out / "table.md").read_text())
