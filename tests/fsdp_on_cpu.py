@@ -1,6 +1,6 @@
 """accelerate's FSDP2 in processes on a CPU: as on GPUs, but for the two lines that `begin` adds.
 
-As a program: `python fsdp_on_cpu.py MODULE ARGUMENTS...` runs a module so.
+As a program: `python fsdp_on_cpu.py -m MODULE ARGUMENTS...` runs a module so.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ if __name__ == "__main__":
     for name, value in ENV.items():
         os.environ.setdefault(name, value)
     begin()
-    _, module, *sys.argv[1:] = sys.argv
+    _, _, module, *sys.argv[1:] = sys.argv
     sys.argv[0] = module
     runpy.run_module(module, run_name="__main__", alter_sys=False)

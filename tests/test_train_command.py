@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsdp_on_cpu
 import numpy as np
 import pytest
 import training_cases as tc
@@ -193,10 +194,12 @@ def test_a_signal_ends_a_run_in_order(toy: tc.Toy, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(toy: tc.Toy, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharing", [(), (fsdp_on_cpu.__file__,)], ids=["ddp", "fsdp"])
+def test_two_processes_give_what_one_gives(toy: tc.Toy, tmp_path: Path, sharing: tuple[str, ...]) -> None:
     line = ("--steps", "3", "--batch", "4", "--max_new_tokens", "4", "--set", "sft.evaluations=1", "--lr", "1e-3")
     folders = []
-    for name, launcher in (("alone", ()), ("paired", ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"))):
+    pair = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *sharing)
+    for name, launcher in ((f"alone{len(sharing)}", ()), (f"paired{len(sharing)}", pair)):
         reasoner = tc.tiny_reasoner(tmp_path / name)
         process = tc.start(toy, tc.command(toy, reasoner, *line), launcher)
         said, _ = process.communicate(timeout=900)
