@@ -121,7 +121,9 @@ def test_folds_unions_and_one_language(raw: Path) -> None:
         languages_of(dataset, splits, replace(FEW, folds=(7,)))
     assert unions(dataset, Vocabulary.load(), dataset.labels) == [("lungs", ("left lung", "right lung"))]
     assert unions(dataset, Vocabulary.load(), ["left lung"]) == []
+    assert any("Labels together make up lungs: --unions" in note for note in make(dataset, splits=splits, settings=FEW).notes)
     report = make(dataset, splits=splits, settings=replace(FEW, unions=True))
+    assert not any("--unions" in note for note in report.notes)
     both = [r for r in report.requests if r.target == ("left lung", "right lung")]
     assert len(both) == 4 * len(CASES)
     assert {r.text for r in both if r.style == "label_prompt"} == {"lungs"}
