@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import reasoner_contract as contract
+import tiny_vlms
 
 from seerseg.errors import ModelError, UsageError
 from seerseg.model import DEFAULT_REASONER, ModelSpec, open_model, read_spec, write_spec
@@ -147,6 +149,24 @@ def test_the_default_starts_without_torch_and_its_card_is_that_of_the_loaded_mod
     assert nano == load_reasoner("nano").card.identity
     ahead = load_reasoner("cascade").members[1]  # type: ignore[attr-defined]
     assert ahead.card == ahead.made.card
+
+
+@pytest.mark.parametrize("named", ["maker/tiny", "folder"])
+def test_a_large_model_by_hub_id_or_folder_is_loaded_when_it_is_needed(tmp_path: Path, named: str) -> None:
+    kept = tmp_path / "models--maker--tiny"
+    snapshot = kept / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (kept / "refs").mkdir()
+    (kept / "refs" / "main").write_text("a" * 40)
+    tiny_vlms.qwen(snapshot, "3")
+    program = (
+        "import sys; from seerseg.reasoners import load_reasoner; made = load_reasoner(sys.argv[1]).members[1];"
+        "assert not made.loaded and not {'torch', 'transformers'} & set(sys.modules), 'loaded too early';"
+        "assert made.card == made.made.card"
+    )
+    member = str(snapshot) if named == "folder" else named
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    subprocess.run([sys.executable, "-c", program, f"cascade:lexicon,{member}"], env=environment, check=True)
 
 
 def test_contract() -> None:

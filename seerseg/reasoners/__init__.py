@@ -59,7 +59,7 @@ def load_reasoner(
         if colon and not source.strip():
             raise UsageError(f"Nothing follows the colon of the reasoner {given!r}: give a folder, file or hub id, or leave it out.")
         return _build(known[name.casefold()], source.strip() or None, device=device, dtype=dtype, offline=offline, **settings)
-    if given and (Path(given).expanduser().exists() or _HUB_ID.fullmatch(given)):
+    if given and _is_model(given):
         return _build("vlm", given, device=device, dtype=dtype, offline=offline, **settings)
     names = ", ".join(sorted(known.values()))
     raise UsageError(
@@ -94,11 +94,16 @@ def _later(name: str, **parts: Any) -> Reasoner:
         from seerseg.reasoners.nano import load_later
 
         return load_later(source=source.strip() or None, **parts)
-    if (kind.casefold() == "vlm" and source.strip()) or (kind.casefold() not in known and Path(name).expanduser().exists()):
+    if (kind.casefold() == "vlm" and source.strip()) or (kind.casefold() not in known and _is_model(name)):
         from seerseg.reasoners.vlm import load_later as load_vlm_later
 
         return load_vlm_later(source=source.strip() if kind.casefold() == "vlm" else name, **parts)
     return load_reasoner(name, **parts)
+
+
+def _is_model(name: str) -> bool:
+    """Whether what is no reasoner's name is a folder or a hub id."""
+    return Path(name).expanduser().exists() or bool(_HUB_ID.fullmatch(name))
 
 
 def parts_of(name: str) -> list[str]:
